@@ -1,0 +1,152 @@
+"""Canonical grids (what an algorithm sees) and blocks (what a worker takes at a time)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from math import prod
+
+from .box import Box, Vector
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A canonical grid: an array of `shape` voxels cut into cells of `cell` voxels.
+
+    A cell is a tile of the algorithm and a shard of the store at once.  It is part of a stage's
+    configuration: what an algorithm sees is a cell and its halo, wherever the blocks are cut.
+
+        ┌─────────┬─────────┬────┐
+        │ cell 0  │ cell 1  │ 2  │   cells at the far faces are clipped by the volume
+        │   ┌ ─ ─ ┼ ─ ─ ─ ┐ │    │
+        ├───┼─────┼───────┼─┼────┤
+        │ 3 │     │ cell 4  │ 5  │   ┌ ─ ┐  cell 4 with its halo
+        └───┴─────┴───────┴─┴────┘
+    """
+
+    shape: Vector
+    cell: Vector
+
+    @cached_property
+    def counts(self) -> Vector:
+        """Number of cells along (z, y, x)."""
+        z, y, x = (-(-n // c) for n, c in zip(self.shape, self.cell, strict=True))
+        return z, y, x
+
+    def __len__(self) -> int:
+        return prod(self.counts)
+
+    def coordinate(self, index: int) -> Vector:
+        """Return the (z, y, x) position of a cell in the grid; cells count along x first."""
+        _, ny, nx = self.counts
+        return index // (ny * nx), index // nx % ny, index % nx
+
+    def index(self, coordinate: Vector) -> int:
+        """Return the number of the cell at a position; the inverse of `coordinate`."""
+        _, ny, nx = self.counts
+        z, y, x = coordinate
+        return (z * ny + y) * nx + x
+
+    def box(self, index: int) -> Box:
+        """Return the voxels of a cell, clipped to the volume."""
+        return self.span(self.coordinate(index), (1, 1, 1))
+
+    def span(self, coordinate: Vector, cells: Vector) -> Box:
+        """Return the voxels of `cells` cells from a position on, clipped to the volume."""
+        start = tuple(k * c for k, c in zip(coordinate, self.cell, strict=True))
+        stop = tuple((k + n) * c for k, n, c in zip(coordinate, cells, self.cell, strict=True))
+        return Box(start, stop).clip(Box.of(self.shape))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The grid's cells taken `cells` at a time: a block is a union of whole cells.
+
+        ┌────┬────╥────┬────┐
+        │ 0  │ 1  ║ 2  │ 3  │      cells = (1, 2, 2): block 0 holds cells 0 1 4 5,
+        ├────┼────╫────┼────┤      block 1 holds cells 2 3 6 7
+        │ 4  │ 5  ║ 6  │ 7  │
+        └────┴────╨────┴────┘
+    """
+
+    grid: Grid
+    cells: Vector = (1, 1, 1)
+
+    @classmethod
+    def near(cls, grid: Grid, voxels: Vector | None) -> "Blocks":
+        """Return blocks of about `voxels` voxels, rounded up to whole cells; one cell where None."""
+        if voxels is None:
+            return cls(grid)
+        z, y, x = (max(1, -(-v // c)) for v, c in zip(voxels, grid.cell, strict=True))
+        return cls(grid, (z, y, x))
+
+    @cached_property
+    def _layout(self) -> Grid:
+        return Grid(self.grid.counts, self.cells)
+
+    def __len__(self) -> int:
+        return len(self._layout)
+
+    def box(self, block: int) -> Box:
+        """Return the voxels of a block."""
+        coordinate = self.cell_box(block).start
+        return self.grid.span(coordinate, self.cells)
+
+    def cell_box(self, block: int) -> Box:
+        """Return the block in units of cells."""
+        return self._layout.box(block)
+
+    def members(self, block: int) -> list[int]:
+        """Return the numbers of a block's cells in ascending order."""
+        box = self.cell_box(block)
+        ranges = (range(a, b) for a, b in zip(box.start, box.stop, strict=True))
+        return [self.grid.index(c) for c in product(*ranges)]  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return "x".join(str(n) for n in self.cells)
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """The one grid of overlapping network windows over a volume.
+
+    Windows start at multiples of `stride`; the last one along an axis is moved back so that it ends
+    with the volume.  Where the volume is smaller than the window there is one, and it reaches beyond.
+
+        0        stride              shape
+        ├─────────┼────────────────────┤
+        [ window 0     ]               │
+        │         [ window 1     ]     │
+        │              [ last window   ]   moved back to fit
+    """
+
+    shape: Vector
+    window: Vector
+    stride: Vector
+
+    @cached_property
+    def starts(self) -> tuple[tuple[int, ...], ...]:
+        """Window starts along z, y and x."""
+        return tuple(
+            (*range(0, max(n - w, 0), s), max(n - w, 0))
+            for n, w, s in zip(self.shape, self.window, self.stride, strict=True)
+        )
+
+    def __len__(self) -> int:
+        return prod(len(s) for s in self.starts)
+
+    def box(self, index: int) -> Box:
+        """Return the voxels of a window; it may reach beyond a volume smaller than itself."""
+        z, y, x = self.starts
+        start = (z[index // (len(y) * len(x))], y[index // len(x) % len(y)], x[index % len(x)])
+        return Box.of(self.window).shift(start)
+
+    def touching(self, box: Box) -> Iterator[int]:
+        """Yield, in ascending order, the numbers of the windows that share a voxel with `box`."""
+        hits = [
+            [k for k, s in enumerate(starts) if s < b and s + w > a]
+            for starts, w, a, b in zip(self.starts, self.window, box.start, box.stop, strict=True)
+        ]
+        _, ny, nx = (len(s) for s in self.starts)
+        for z, y, x in product(*hits):
+            yield (z * ny + y) * nx + x

@@ -1,0 +1,65 @@
+"""The mistakes and mishaps a user can meet, one class an exit code.
+
+Each is raised where it is noticed, with a message of one line that names the file or field and the
+remedy, and shown once, by the command line.  Anything else that reaches the user is a bug.
+"""
+
+import errno
+import re
+
+
+class NeuroKubeError(Exception):
+    """Base of all errors that are shown as one line; exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(NeuroKubeError):
+    """The command line asks for something that cannot be; exit code 64."""
+
+    exit_code = 64
+
+
+class DataError(NeuroKubeError):
+    """An input file is missing, damaged or not what it should be; exit code 65."""
+
+    exit_code = 65
+
+
+class TryAgainError(NeuroKubeError):
+    """The surroundings failed (disk full, folder busy); nothing was lost, run again; exit code 75."""
+
+    exit_code = 75
+
+
+class ConfigurationError(NeuroKubeError):
+    """A workflow or a run folder does not fit; exit code 78."""
+
+    exit_code = 78
+
+
+class Drained(NeuroKubeError):
+    """Asked to stop (Ctrl-C, SIGTERM) and stopped with everything recorded; exit code 85."""
+
+    exit_code = 85
+
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: free some space and run again (nothing that was recorded is lost)",
+    errno.EDQUOT: "the disk quota is used up: free some space and run again (nothing that was recorded is lost)",
+    errno.EROFS: "the folder is read-only: choose another with --workspace, or make it writable",
+    errno.EACCES: "permission denied: choose another folder, or make it writable",
+    errno.EPERM: "permission denied: choose another folder, or make it writable",
+}
+
+
+def surroundings(error: BaseException, where: str) -> TryAgainError | None:
+    """Return the error to show if `error` is the storage's fault and not the block's, else None.
+
+    Understands `OSError` and the `ValueError` by which tensorstore reports an errno.
+    """
+    code = error.errno if isinstance(error, OSError) else None
+    if code is None and (match := re.search(r"os_error_code='(\d+)'", str(error))):
+        code = int(match.group(1))
+    remedy = _REMEDIES.get(code) if code is not None else None
+    return TryAgainError(f"{where}: {remedy}") if remedy else None

@@ -1,0 +1,116 @@
+"""One way to reach bytes: a folder, S3, GCS or HTTP, named by a path or URL."""
+
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import tensorstore as ts
+
+from ..errors import DataError, UsageError, surroundings
+
+_SCHEMES = ("file", "s3", "gs", "http", "https", "memory")
+
+
+def join(url: str, *names: str) -> str:
+    """Return the URL of something below `url`."""
+    return "/".join([url.rstrip("/"), *(n.strip("/") for n in names)])
+
+
+@lru_cache(maxsize=1)
+def context() -> ts.Context:
+    """Return the process's tensorstore context: a bounded cache and bounded copies."""
+    return ts.Context(
+        {
+            "cache_pool": {"total_bytes_limit": 64 << 20},
+            "data_copy_concurrency": {"limit": 2},
+            "s3_request_retries": {"max_retries": 5, "initial_delay": "100ms", "max_delay": "2s"},
+        }
+    )
+
+
+def kvstore_spec(url: str) -> dict[str, Any]:
+    """Return tensorstore's description of the key-value store at a path or URL.
+
+    Raises:
+        UsageError: for a URL scheme that is not known.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return {"driver": "file", "path": str(Path(url).expanduser().absolute()) + "/"}
+    if scheme not in _SCHEMES:
+        raise UsageError(f"{url}: unknown scheme '{scheme}'; use a path or one of {', '.join(_SCHEMES)}")
+    if scheme == "file":
+        return {"driver": "file", "path": rest.rstrip("/") + "/"}
+    if scheme == "s3":
+        bucket, _, path = rest.partition("/")
+        spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": path.rstrip("/") + "/"}
+        if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL")):
+            spec |= {"endpoint": endpoint, "aws_region": os.environ.get("AWS_REGION", "us-east-1")}
+        return spec
+    if scheme == "gs":
+        bucket, _, path = rest.partition("/")
+        return {"driver": "gcs", "bucket": bucket, "path": path.rstrip("/") + "/"}
+    if scheme == "memory":
+        return {"driver": "memory", "path": rest.rstrip("/") + "/"}
+    return {"driver": "http", "base_url": url.rstrip("/") + "/"}
+
+
+class Store:
+    """Small objects under one URL; a write is atomic and durable when it returns.
+
+    Raises from every method:
+        TryAgainError: where the disk is full, read-only or not permitted.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._kv = ts.KvStore.open(kvstore_spec(url), context=context()).result()
+
+    def read(self, key: str) -> bytes | None:
+        """Return an object, or None where there is none."""
+        result = self._kv.read(key).result()
+        return bytes(result.value) if result.state == "value" else None
+
+    def write(self, key: str, value: bytes) -> None:
+        """Write an object whole."""
+        try:
+            self._kv.write(key, value).result()
+        except (ValueError, OSError) as error:
+            raise surroundings(error, join(self.url, key)) or error from None
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Return the keys that start with `prefix`, sorted."""
+        end = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""
+        return sorted(k.decode() for k in self._kv.list(ts.KvStore.KeyRange(prefix, end)).result())
+
+    def delete(self, key: str) -> None:
+        """Remove an object; it need not exist."""
+        self._kv.write(key, None).result()
+
+    def delete_all(self, prefix: str = "") -> None:
+        """Remove every object whose key starts with `prefix`."""
+        end = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""
+        try:
+            self._kv.delete_range(ts.KvStore.KeyRange(prefix, end)).result()
+        except (ValueError, OSError) as error:
+            raise surroundings(error, join(self.url, prefix)) or error from None
+
+    def read_json(self, key: str) -> Any:
+        """Return a JSON object, or None where there is none.
+
+        Raises:
+            DataError: where it is damaged.
+        """
+        data = self.read(key)
+        if data is None:
+            return None
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise DataError(f"{join(self.url, key)}: damaged JSON ({error})") from None
+
+    def write_json(self, key: str, value: Any, *, indent: int | None = None) -> None:
+        """Write a value as JSON."""
+        self.write(key, json.dumps(value, indent=indent, separators=None if indent else (",", ":")).encode())

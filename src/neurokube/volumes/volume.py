@@ -1,0 +1,276 @@
+"""A volume: an array with axes, voxel size and offset, in several resolutions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+import numpy as np
+import tensorstore as ts
+from numpy.typing import NDArray
+
+from ..blocks import Box, Vector
+from ..errors import DataError, surroundings
+from .store import Store, context, join, kvstore_spec
+
+Kind = Literal["image", "labels"]
+Nanometres = tuple[float, float, float]
+
+COARSE = 3.0
+"""From this ratio of section thickness to pixel on, a volume counts as coarse in z."""
+
+
+@dataclass(frozen=True)
+class VolumeSpec:
+    """What a volume is: all that can be known before it exists.
+
+    `shape` is (z, y, x) in voxels; `channels` adds a leading axis; `voxel_size` and `offset` are
+    (z, y, x) in nanometres; `kind` says whether values are intensities or labels.
+    """
+
+    shape: Vector
+    dtype: str
+    voxel_size: Nanometres
+    offset: Nanometres = (0.0, 0.0, 0.0)
+    kind: Kind = "image"
+    channels: int | None = None
+
+    @property
+    def box(self) -> Box:
+        """The box of all voxels."""
+        return Box.of(self.shape)
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether sections are so thick that they are better taken one by one."""
+        z, y, x = self.voxel_size
+        return z / min(y, x) >= COARSE
+
+    def crop(self, box: Box) -> "VolumeSpec":
+        """Return the description of a cut-out."""
+        offset = tuple(o + s * v for o, s, v in zip(self.offset, box.start, self.voxel_size, strict=True))
+        return replace(self, shape=box.shape, offset=cast(Nanometres, offset))
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An open volume; `arrays` holds its resolutions, the finest first."""
+
+    url: str
+    spec: VolumeSpec
+    arrays: tuple[Any, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def read(self, box: Box, level: int = 0) -> NDArray[Any]:
+        """Return the voxels of a box that lies inside the volume, shape ([c,] z, y, x).
+
+        Raises:
+            DataError: where stored data is damaged.
+        """
+        try:
+            return cast(NDArray[Any], self.arrays[level][(..., *box.slices)].read().result())
+        except ValueError as error:
+            raise surroundings(error, self.url) or DataError(
+                f"{self.url}: cannot read voxels {box}: {_brief(error)}; restore the file or compute it again"
+            ) from None
+
+    def write(self, box: Box, data: NDArray[Any], level: int = 0) -> None:
+        """Write a box; durable when it returns.  Write whole shards: others may write beside it."""
+        try:
+            self.arrays[level][(..., *box.slices)].write(data).result()
+        except (ValueError, OSError) as error:
+            raise surroundings(error, self.url) or error from None
+
+    def level_shape(self, level: int) -> Vector:
+        """Return the shape (z, y, x) of a resolution."""
+        z, y, x = self.arrays[level].shape[-3:]
+        return int(z), int(y), int(x)
+
+    def crop(self, box: Box) -> "Volume":
+        """Return a cut-out of the finest resolution; its voxels count from 0, its offset is moved.
+
+        Raises:
+            DataError: where the box is not inside the volume.
+        """
+        if not self.spec.box.contains(box):
+            raise DataError(f"{self.url}: region {box} is not inside the volume {self.spec.box}; choose one that is")
+        array = self.arrays[0][(..., *box.slices)]
+        array = array[ts.d[:].translate_to[0]]
+        return replace(self, spec=self.spec.crop(box), arrays=(array,))
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The digest of the content, where the writer left one."""
+        return self.attributes.get("fingerprint")
+
+
+def layout(spec: VolumeSpec) -> tuple[Vector, Vector]:
+    """Return the (shard, chunk) shapes that suit a volume: near cubes in nanometres, chunks for viewers."""
+    return ((16, 512, 512), (16, 128, 128)) if spec.is_coarse else ((128, 128, 128), (64, 64, 64))
+
+
+def pyramid_factors(spec: VolumeSpec, smallest: int = 64) -> list[Vector]:
+    """Return the cumulative downsampling (z, y, x) of each resolution, the finest, (1, 1, 1), first.
+
+    The finer axes are halved until voxels are nearly isotropic, then all are, until the longest side is
+    at most `smallest` voxels.
+    """
+    factors: list[Vector] = [(1, 1, 1)]
+    while max(-(-n // f) for n, f in zip(spec.shape, factors[-1], strict=True)) > smallest:
+        size = [v * f for v, f in zip(spec.voxel_size, factors[-1], strict=True)]
+        # an axis joins in while it stays closest to the finest one: 40 x 8 x 8 halves y and x, then all
+        step = [2 if s < 2 * min(size) else 1 for s in size]
+        z, y, x = (f * s for f, s in zip(factors[-1], step, strict=True))
+        factors.append((z, y, x))
+    return factors
+
+
+def create(
+    url: str,
+    spec: VolumeSpec,
+    *,
+    shard: Vector | None = None,
+    chunk: Vector | None = None,
+    factors: Sequence[Vector] = ((1, 1, 1),),
+    attributes: Mapping[str, Any] | None = None,
+) -> Volume:
+    """Create an empty volume, one sharded Zarr v3 array a resolution, with OME-NGFF 0.5 metadata.
+
+    `attributes` is kept under the key `neurokube` of the group.  A volume that is there already with
+    the same metadata is opened; the group metadata is written last.
+    """
+    default_shard, default_chunk = layout(spec)
+    shard, chunk = shard or default_shard, chunk or (default_chunk if shard is None else _fitting(shard, default_chunk))
+    lead = () if spec.channels is None else (spec.channels,)
+    attributes = dict(attributes or {})
+    arrays = []
+    for level, factor in enumerate(factors):
+        shape = tuple(-(-n // f) for n, f in zip(spec.shape, factor, strict=True))
+        metadata = {
+            "shape": [*lead, *shape],
+            "data_type": np.dtype(spec.dtype).name,
+            "dimension_names": [*("c" for _ in lead), "z", "y", "x"],
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [*lead, *shard]}},
+            "fill_value": 0,
+            "codecs": [
+                {
+                    "name": "sharding_indexed",
+                    "configuration": {
+                        "chunk_shape": [*(1 for _ in lead), *chunk],
+                        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, _ZSTD, _CRC],
+                        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, _CRC],
+                    },
+                }
+            ],
+        }
+        if np.dtype(spec.dtype).itemsize == 1:
+            del metadata["codecs"][0]["configuration"]["codecs"][0]["configuration"]  # type: ignore[index]
+        arrays.append(_open_array(join(url, str(level)), metadata=metadata, create=True, open=True))
+    group = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": {"ome": _ome(url, spec, factors), "neurokube": {"kind": spec.kind, **attributes}},
+    }
+    Store(url).write_json("zarr.json", group, indent=2)
+    return Volume(url, spec, tuple(arrays), attributes)
+
+
+def exists(url: str) -> bool:
+    """Whether there is Zarr metadata at `url`."""
+    return Store(url).read("zarr.json") is not None
+
+
+def open_volume(url: str) -> Volume:
+    """Open an OME-NGFF 0.5 volume.
+
+    Raises:
+        DataError: where there is none, or its metadata says nothing that can be understood.
+    """
+    group = Store(url).read_json("zarr.json")
+    if group is None:
+        raise DataError(f"{url}: no volume there (no zarr.json); make one with 'neurokube import SOURCE {url}'")
+    attributes = group.get("attributes", {})
+    try:
+        scales = attributes["ome"]["multiscales"][0]
+        axes = [axis["name"] for axis in scales["axes"]]
+        units = [_NANOMETRES[axis.get("unit", "nanometer")] for axis in scales["axes"][-3:]]
+        transforms = {t["type"]: t for t in scales["datasets"][0]["coordinateTransformations"]}
+        scale = [float(s) * u for s, u in zip(transforms["scale"]["scale"][-3:], units, strict=True)]
+        translation = transforms.get("translation", {}).get("translation", [0, 0, 0])[-3:]
+        offset = [float(o) * u for o, u in zip(translation, units, strict=True)]
+        paths = [str(d["path"]) for d in scales["datasets"]]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{url}/zarr.json: no OME-NGFF 0.5 multiscale metadata that can be read ({error!r}); "
+            "import the data with 'neurokube import' or correct the file"
+        ) from None
+    if axes not in (["z", "y", "x"], ["c", "z", "y", "x"]):
+        raise DataError(f"{url}: axes are {axes}; they must be z, y, x or c, z, y, x")
+    arrays = tuple(_open_array(join(url, path), open=True) for path in paths)
+    ours = attributes.get("neurokube", {})
+    *lead, z, y, x = arrays[0].shape
+    spec = VolumeSpec(
+        shape=(int(z), int(y), int(x)),
+        dtype=np.dtype(arrays[0].dtype.numpy_dtype).name,
+        voxel_size=cast(Nanometres, tuple(scale)),
+        offset=cast(Nanometres, tuple(offset)),
+        kind=ours.get("kind", "labels" if "image-label" in attributes["ome"] else "image"),
+        channels=int(lead[0]) if lead else None,
+    )
+    return Volume(url, spec, arrays, ours)
+
+
+_ZSTD = {"name": "zstd", "configuration": {"level": 1}}
+_CRC = {"name": "crc32c"}
+_NANOMETRES = {"angstrom": 0.1, "nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "meter": 1e9}
+
+
+def _fitting(shard: Vector, chunk: Vector) -> Vector:
+    """Return the largest chunk, at most `chunk`, that divides the shard."""
+    z, y, x = (next(k for k in range(min(c, s), 0, -1) if s % k == 0) for s, c in zip(shard, chunk, strict=True))
+    return z, y, x
+
+
+def _open_array(url: str, **options: Any) -> Any:
+    spec = {"driver": "zarr3", "kvstore": kvstore_spec(url), **options}
+    try:
+        return ts.open(spec, context=context()).result()
+    except ValueError as error:
+        raise surroundings(error, url) or DataError(f"{url}: cannot open the array: {_brief(error)}") from None
+
+
+def _brief(error: Exception) -> str:
+    """Return the part of a tensorstore message that a person can use, on one line."""
+    return " ".join(str(error).split(" [")[0].split())[:300]
+
+
+def _ome(url: str, spec: VolumeSpec, factors: Sequence[Vector]) -> dict[str, Any]:
+    lead = spec.channels is not None
+    axes = [{"name": n, "type": "space", "unit": "nanometer"} for n in "zyx"]
+    datasets = []
+    for level, factor in enumerate(factors):
+        scale = [v * f for v, f in zip(spec.voxel_size, factor, strict=True)]
+        # a coarse voxel's centre lies half a coarse voxel minus half a fine one further in
+        translation = [
+            o + v * (f - 1) / 2 for o, v, f in zip(spec.offset, spec.voxel_size, factor, strict=True)
+        ]
+        datasets.append(
+            {
+                "path": str(level),
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [1.0] * lead + scale},
+                    {"type": "translation", "translation": [0.0] * lead + translation},
+                ],
+            }
+        )
+    multiscales = {
+        "name": url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr"),
+        "axes": [{"name": "c", "type": "channel"}] * lead + axes,
+        "datasets": datasets,
+        "type": "mode" if spec.kind == "labels" else "mean",
+    }
+    ome: dict[str, Any] = {"version": "0.5", "multiscales": [multiscales]}
+    if spec.kind == "labels":
+        ome["image-label"] = {}
+    return ome
+
+
