@@ -1,0 +1,180 @@
+"""Scores of an instance segmentation against the truth."""
+
+from dataclasses import asdict, dataclass
+from math import fsum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..blocks import Vector
+from ..errors import DataError, UsageError
+from ..volumes import Volume
+from .components import Components
+from .contingency import Contingency, ContingencySum, Labels
+from .pairs import BLOCK, PairedBlocks
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two segmentations differ: entropies in bits, errors from 0 (the same) to 1."""
+
+    voi_split: float
+    voi_merge: float
+    adapted_rand_error: float
+    adapted_rand_precision: float
+    adapted_rand_recall: float
+
+    @property
+    def voi(self) -> float:
+        """Variation of information in bits, split and merge together."""
+        return self.voi_split + self.voi_merge
+
+    @classmethod
+    def of(cls, table: Contingency) -> "Agreement":
+        """Score a merged table with at least one row."""
+        return cls(*variation_of_information(table), *adapted_rand(table))
+
+
+@dataclass(frozen=True)
+class InstanceScores(Agreement):
+    """Scores of a segmentation, and what they were taken over.
+
+    `voxels` were scored, of which the prediction leaves `unlabelled` 0; `prediction_segments` touch them;
+    `truth_bodies` are the labels of the truth and `truth_segments` their connected components (the
+    bodies themselves where components were not asked for); `left_out_bodies` had less than `min_size`
+    voxels.  `floor` is the score of the truth's connected components against its bodies, None where
+    components were not asked for: the share of a cut-out in the error, as cells leave and re-enter it.
+    """
+
+    voxels: int
+    unlabelled: int
+    prediction_segments: int
+    truth_segments: int
+    truth_bodies: int
+    left_out_bodies: int
+    min_size: int
+    floor: Agreement | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields, and `voi`, as plain values for JSON."""
+        values = {"voi": self.voi, **asdict(self)}
+        if self.floor is not None:
+            values["floor"] = {"voi": self.floor.voi, **asdict(self.floor)}
+        return values
+
+
+def variation_of_information(table: Contingency) -> tuple[float, float]:
+    """Return VOI split, H(prediction | truth), and VOI merge, H(truth | prediction), in bits.
+
+    Prediction 0 is a segment like any other, as in the CREMI challenge (Meila, J. Multivariate Analysis
+    98:873, 2007).
+    """
+    _, truth_size, truth_row = table.sizes(table.truth)
+    _, prediction_size, prediction_row = table.sizes(table.prediction)
+    voxels = int(table.count.sum())
+    # fsum rounds once, so that the value depends on the rows and not on their order
+    split = fsum(table.count * np.log2(truth_size[truth_row] / table.count)) / voxels
+    merge = fsum(table.count * np.log2(prediction_size[prediction_row] / table.count)) / voxels
+    return split, merge
+
+
+def adapted_rand(table: Contingency) -> tuple[float, float, float]:
+    """Return the adapted Rand error, 1 - F1, and the precision and recall of voxel pairs behind it.
+
+    As in SNEMI3D and CREMI, each voxel with prediction 0 is a segment of its own (Rand, JASA 66:846,
+    1971; Arganda-Carreras et al., Frontiers in Neuroanatomy 9:142, 2015).
+    """
+    labelled = table.prediction != 0
+    alone = int(table.count[~labelled].sum())
+    _, truth_size, _ = table.sizes(table.truth)
+    segments = table.where(labelled)
+    _, prediction_size, _ = segments.sizes(segments.prediction)
+    in_both = _sum_of_squares(segments.count) + alone
+    in_prediction = _sum_of_squares(prediction_size) + alone
+    in_truth = _sum_of_squares(truth_size)
+    return 1 - 2 * in_both / (in_truth + in_prediction), in_both / in_prediction, in_both / in_truth
+
+
+def evaluate_instances(
+    prediction: Volume,
+    truth: Volume,
+    *,
+    min_size: int = 0,
+    components: bool = True,
+    block: Vector = BLOCK,
+    quiet: bool = False,
+) -> InstanceScores:
+    """Score a segmentation against the truth where the truth is not 0.
+
+    Truth bodies of less than `min_size` voxels are left out.  With `components`, right for a cut-out of
+    a larger volume, the truth is first relabelled by 6-connected components: a cell that leaves the
+    volume and enters it again is then two.  Voxels are compared `block` (z, y, x) at a time, which
+    changes memory and speed and not the result.
+
+    Raises:
+        UsageError: where `min_size` is negative.
+        DataError: where the volumes are not label volumes of the same voxels, or nothing is left to score.
+    """
+    if min_size < 0:
+        raise UsageError(f"minimum size {min_size}: give 0 or a number of voxels")
+    _require_labels(prediction, truth)
+    table, parts = _count(PairedBlocks(prediction, truth, block, quiet=quiet), components)
+    if not len(table):
+        raise DataError(
+            f"{truth.url}: every voxel is 0 (no label), so there is nothing to score; check the file"
+        )
+    bodies, size, body_row = parts.sizes(parts.truth)
+    kept = parts.where(size[body_row] >= min_size)
+    if not len(kept):
+        raise DataError(f"{truth.url}: no body has {min_size} voxels or more; choose a smaller --min-size")
+    table = table.where(np.isin(table.truth, kept.prediction))
+    truth_bodies = int(np.count_nonzero(size >= min_size))
+    return InstanceScores(
+        **asdict(Agreement.of(table)),
+        voxels=int(table.count.sum()),
+        unlabelled=int(table.count[table.prediction == 0].sum()),
+        prediction_segments=int(np.count_nonzero(np.unique(table.prediction))),
+        truth_segments=len(kept),
+        truth_bodies=truth_bodies,
+        left_out_bodies=bodies.size - truth_bodies,
+        min_size=min_size,
+        floor=Agreement.of(kept) if components else None,
+    )
+
+
+def _count(pairs: PairedBlocks, components: bool) -> tuple[Contingency, Contingency]:
+    """Return the table of prediction and truth segments, and that of truth segments and truth bodies."""
+    total, found = ContingencySum(), Components(pairs.grid)
+    for cell, predicted, true in pairs:
+        labels = _as_labels(pairs.truth, true)
+        segments = found.add(cell, labels) if components else labels
+        total.add(Contingency.of(_as_labels(pairs.prediction, predicted), segments))
+    table = total.result()
+    if not components:
+        return table, Contingency.merged([Contingency(table.truth, table.truth, table.count)])
+    names, bodies = found.resolve()
+    segment, body = names[table.truth], bodies[table.truth]
+    return (
+        Contingency.merged([Contingency(table.prediction, segment, table.count)]),
+        Contingency.merged([Contingency(segment, body, table.count)]),
+    )
+
+
+def _sum_of_squares(sizes: NDArray[np.int64]) -> float:
+    # in float64, as the square of a large body's size does not fit into 64-bit integers
+    return fsum(sizes.astype(np.float64) ** 2)
+
+
+def _as_labels(volume: Volume, voxels: NDArray[Any]) -> Labels:
+    if voxels.dtype.kind == "i" and voxels.min() < 0:
+        raise DataError(f"{volume.url}: holds negative labels; relabel them to 0 (no label) and up")
+    return np.ascontiguousarray(voxels, np.uint64)
+
+
+def _require_labels(*volumes: Volume) -> None:
+    for volume in volumes:
+        if np.dtype(volume.spec.dtype).kind not in "iu":
+            raise DataError(
+                f"{volume.url}: holds {volume.spec.dtype}, not labels; give a volume of integer labels"
+            )
