@@ -13,9 +13,9 @@ Vector = tuple[int, int, int]
 class Box:
     """The voxels from `start` to `stop`, `stop` excluded, in order (z, y, x).
 
-        start ●───────┐
-              │       │      Box((0, 2, 2), (1, 5, 9)).shape == (1, 3, 7)
-              └───────○ stop
+    start ●───────┐
+          │       │      Box((0, 2, 2), (1, 5, 9)).shape == (1, 3, 7)
+          └───────○ stop
     """
 
     start: Vector

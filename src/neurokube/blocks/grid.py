@@ -62,11 +62,11 @@ class Grid:
 class Blocks:
     """The grid's cells taken `cells` at a time: a block is a union of whole cells.
 
-        ┌────┬────╥────┬────┐
-        │ 0  │ 1  ║ 2  │ 3  │      cells = (1, 2, 2): block 0 holds cells 0 1 4 5,
-        ├────┼────╫────┼────┤      block 1 holds cells 2 3 6 7
-        │ 4  │ 5  ║ 6  │ 7  │
-        └────┴────╨────┴────┘
+    ┌────┬────╥────┬────┐
+    │ 0  │ 1  ║ 2  │ 3  │      cells = (1, 2, 2): block 0 holds cells 0 1 4 5,
+    ├────┼────╫────┼────┤      block 1 holds cells 2 3 6 7
+    │ 4  │ 5  ║ 6  │ 7  │
+    └────┴────╨────┴────┘
     """
 
     grid: Grid

@@ -132,14 +132,19 @@ def create(
     chunk: Vector | None = None,
     factors: Sequence[Vector] = ((1, 1, 1),),
     attributes: Mapping[str, Any] | None = None,
+    announce: bool = True,
 ) -> Volume:
     """Create an empty volume, one sharded Zarr v3 array a resolution, with OME-NGFF 0.5 metadata.
 
     `attributes` is kept under the key `neurokube` of the group.  A volume that is there already with
-    the same metadata is opened; the group metadata is written last.
+    the same metadata is opened; the group metadata is written last, and not at all without `announce`:
+    until a second call writes it, nobody takes the arrays for a volume.
     """
     default_shard, default_chunk = layout(spec)
-    shard, chunk = shard or default_shard, chunk or (default_chunk if shard is None else _fitting(shard, default_chunk))
+    shard, chunk = (
+        shard or default_shard,
+        chunk or (default_chunk if shard is None else _fitting(shard, default_chunk)),
+    )
     lead = () if spec.channels is None else (spec.channels,)
     attributes = dict(attributes or {})
     arrays = []
@@ -170,7 +175,8 @@ def create(
         "node_type": "group",
         "attributes": {"ome": _ome(url, spec, factors), "neurokube": {"kind": spec.kind, **attributes}},
     }
-    Store(url).write_json("zarr.json", group, indent=2)
+    if announce:
+        Store(url).write_json("zarr.json", group, indent=2)
     return Volume(url, spec, tuple(arrays), attributes)
 
 
@@ -250,9 +256,7 @@ def _ome(url: str, spec: VolumeSpec, factors: Sequence[Vector]) -> dict[str, Any
     for level, factor in enumerate(factors):
         scale = [v * f for v, f in zip(spec.voxel_size, factor, strict=True)]
         # a coarse voxel's centre lies half a coarse voxel minus half a fine one further in
-        translation = [
-            o + v * (f - 1) / 2 for o, v, f in zip(spec.offset, spec.voxel_size, factor, strict=True)
-        ]
+        translation = [o + v * (f - 1) / 2 for o, v, f in zip(spec.offset, spec.voxel_size, factor, strict=True)]
         datasets.append(
             {
                 "path": str(level),
@@ -263,7 +267,7 @@ def _ome(url: str, spec: VolumeSpec, factors: Sequence[Vector]) -> dict[str, Any
             }
         )
     multiscales = {
-        "name": url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr"),
+        "name": url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".partial").removesuffix(".zarr"),
         "axes": [{"name": "c", "type": "channel"}] * lead + axes,
         "datasets": datasets,
         "type": "mode" if spec.kind == "labels" else "mean",
@@ -272,5 +276,3 @@ def _ome(url: str, spec: VolumeSpec, factors: Sequence[Vector]) -> dict[str, Any
     if spec.kind == "labels":
         ome["image-label"] = {}
     return ome
-
-

@@ -1,0 +1,107 @@
+"""What an engine is, and the simplest one."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The blocks from `first` to `last`, `last` excluded: what one task or pod works through."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first:08d}-{self.last:08d}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what `str` wrote."""
+        first, last = text.split("-")
+        return cls(int(first), int(last))
+
+    @classmethod
+    def share(cls, index: int, of: int, blocks: int) -> Self:
+        """Return the share `index` (from 0) of `of` nearly equal shares of all blocks."""
+        return cls(blocks * index // of, blocks * (index + 1) // of)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a worker says of a batch: blocks done now, blocks that failed, whether it was asked to stop."""
+
+    done: int
+    failed: tuple[int, ...] = ()
+    drained: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a batch ended: with a report, or lost with its worker once too often, and why."""
+
+    batch: Batch
+    report: Report | None
+    lost: str = ""
+
+
+class Work(Protocol):
+    """The worker function: `work(run, step, batch, stop)`."""
+
+    def __call__(self, run_url: str, step_name: str, batch: Batch, stop: Callable[[], bool] | str | None) -> Report:
+        """Work through a batch."""
+
+
+class Engine(ABC):
+    """Runs batches somewhere.  Use it as a context; it is entered once a run."""
+
+    workers: int = 1
+
+    @abstractmethod
+    def execute(
+        self, work: Work, run_url: str, step_name: str, batches: Iterable[Batch], attempts: int
+    ) -> Iterator[Outcome | None]:
+        """Run batches; yield each one's outcome when it ends, and None now and then in between.
+
+        A batch whose worker died is run again, in halves, so that a block that kills its worker is found;
+        a single block that was lost `attempts` times is given up.  Once `drain` was called no new batch
+        starts, and the running ones end after the block at hand.
+
+        Raises:
+            NeuroKubeError: where the worker function raised one, or workers die without getting anything done.
+        """
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Ask to stop soon; may be called from a signal handler."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of the workers; here there are none."""
+        return None
+
+
+class InProcess(Engine):
+    """Runs everything in this process, one batch after the other."""
+
+    def __init__(self) -> None:
+        self._stop = False
+
+    def execute(
+        self, work: Work, run_url: str, step_name: str, batches: Iterable[Batch], attempts: int
+    ) -> Iterator[Outcome | None]:
+        """Run the batches in the given order."""
+        for batch in batches:
+            if self._stop:
+                return
+            yield Outcome(batch, work(run_url, step_name, batch, lambda: self._stop))
+
+    def drain(self) -> None:
+        """Stop after the block at hand."""
+        self._stop = True

@@ -1,0 +1,144 @@
+"""The local engine: worker processes on this machine, through Parsl.
+
+Parsl's manager notices a dead worker and starts another; the batch it had is ours to run again.
+"""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ..errors import NeuroKubeError
+from .base import Batch, Engine, Outcome, Report, Work
+
+_TICK = 0.5
+_LOSSES = 10
+
+
+class Local(Engine):
+    """`workers` processes on this machine, each with one thread."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._folder = tempfile.TemporaryDirectory(prefix="neurokube-", ignore_cleanup_errors=True)
+        self._stop = Path(self._folder.name) / "stop"
+        self._kernel: Any = None
+
+    def __enter__(self) -> Self:
+        from parsl import Config, DataFlowKernel, HighThroughputExecutor
+        from parsl.providers import LocalProvider
+
+        logging.getLogger("parsl").setLevel(logging.CRITICAL)
+        # Parsl starts its own programs by name
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        executor = HighThroughputExecutor(
+            label="workers",
+            address="127.0.0.1",
+            loopback_address="127.0.0.1",
+            max_workers_per_node=self.workers,
+            heartbeat_period=1,
+            heartbeat_threshold=5,
+            block_error_handler=False,
+            provider=LocalProvider(
+                init_blocks=1,
+                min_blocks=1,
+                max_blocks=1,
+                worker_init="export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1",
+            ),
+        )
+        config = Config(
+            executors=[executor],
+            run_dir=self._folder.name,
+            strategy="simple",
+            strategy_period=0.2,
+            initialize_logging=False,
+            usage_tracking=0,
+        )
+        # Ctrl-C is for us alone: what is started while it is ignored goes on ignoring it
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if _in_main_thread() else None
+        try:
+            self._kernel = DataFlowKernel(config)
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGINT, before)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the workers."""
+        self._stop.touch()
+        self._kernel.cleanup()
+        self._folder.cleanup()
+
+    def drain(self) -> None:
+        """Let running batches end after their block, start no other."""
+        self._stop.touch()
+
+    def execute(
+        self, work: Work, run_url: str, step_name: str, batches: Iterable[Batch], attempts: int
+    ) -> Iterator[Outcome | None]:
+        """Keep every worker busy with batches, see `Engine.execute`."""
+        from parsl import python_app
+
+        app = python_app(work, data_flow_kernel=self._kernel)
+        waiting = iter(batches)
+        again: deque[tuple[Batch, int]] = deque()
+        running: dict[Future[Report], tuple[Batch, int]] = {}
+        losses = 0
+        while True:
+            # a few batches ahead, so that no worker waits for the driver
+            while len(running) < 2 * self.workers and not self._stop.exists():
+                entry = again.popleft() if again else next(((b, 0) for b in waiting), None)
+                if entry is None:
+                    break
+                running[app(run_url, step_name, entry[0], str(self._stop))] = entry
+            if not running:
+                return
+            ended, _ = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED)
+            if not ended:
+                yield None
+            for future in ended:
+                batch, lost = running.pop(future)
+                error = future.exception()
+                if error is None:
+                    losses = 0
+                    yield Outcome(batch, future.result())
+                    continue
+                if not _is_loss(error):
+                    raise error
+                losses += 1
+                if losses >= _LOSSES:
+                    raise NeuroKubeError(
+                        f"{step_name}: {losses} workers in a row died before they finished a batch ({error}); "
+                        "if memory ran out, use fewer --workers or a smaller block, then run again"
+                    )
+                parts = _halves(batch) if batch.last - batch.first > 1 else [batch]
+                if len(parts) == 1 and lost + 1 >= attempts:
+                    yield Outcome(batch, None, f"its worker died {lost + 1} times (killed, or out of memory)")
+                else:
+                    again.extend((part, lost + 1 if len(parts) == 1 else 0) for part in parts)
+
+
+def _is_loss(error: BaseException) -> bool:
+    from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
+
+    return isinstance(error, WorkerLost | ManagerLost)
+
+
+def _halves(batch: Batch) -> list[Batch]:
+    middle = (batch.first + batch.last) // 2
+    return [Batch(batch.first, middle), Batch(middle, batch.last)]
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()

@@ -1,0 +1,316 @@
+"""What a stage is: configuration that plans steps, each a pure function of a block.
+
+    stage    a node of the workflow, as `fragments`; its configuration is a pydantic model
+    step     one pass of a stage over a grid of blocks, as `segmentation/pyramid-1`
+    output   what a step writes: a volume (a shard a cell) or a table (an object a cell)
+
+A step never knows where it runs.  It reads and writes through `Data`, which keeps a checksum of each
+object it wrote, or the note that the object was empty and is therefore not stored.
+"""
+
+import io
+import zlib
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..blocks import Box, Grid, Vector
+from ..errors import ConfigurationError, DataError
+from ..volumes import Store, Volume, VolumeSpec, join, layout, open_volume, pyramid_factors
+
+
+@dataclass(frozen=True)
+class VolumeOutput:
+    """A volume that a stage writes: one shard of every resolution is one cell of that level's grid."""
+
+    name: str
+    spec: VolumeSpec
+    cell: Vector
+    factors: tuple[Vector, ...] = ((1, 1, 1),)
+
+    @classmethod
+    def like(cls, name: str, spec: VolumeSpec, *, pyramid: bool = False) -> Self:
+        """Return an output with the usual shards for its voxel size."""
+        factors = tuple(pyramid_factors(spec)) if pyramid else ((1, 1, 1),)
+        return cls(name, spec, layout(spec)[0], factors)
+
+    def grid(self, level: int = 0) -> Grid:
+        """Return the grid of shards of one resolution."""
+        z, y, x = (-(-n // f) for n, f in zip(self.spec.shape, self.factors[level], strict=True))
+        return Grid((z, y, x), self.cell)
+
+
+@dataclass(frozen=True)
+class TableOutput:
+    """Arrays that a stage writes, one object (.npy) for each cell of a grid."""
+
+    name: str
+    cells: Grid
+
+    def grid(self, level: int = 0) -> Grid:
+        """Return the grid of objects."""
+        return self.cells
+
+
+Output = VolumeOutput | TableOutput
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a step fills: one resolution of a volume, or a table."""
+
+    output: Output
+    level: int = 0
+
+    @property
+    def grid(self) -> Grid:
+        """The grid whose cells are the stored objects."""
+        return self.output.grid(self.level)
+
+    def key(self, cell: int) -> str:
+        """Return the storage key of a cell's object, below the folder of the stage."""
+        z, y, x = self.grid.coordinate(cell)
+        if isinstance(self.output, VolumeOutput):
+            lead = "c/0/" if self.output.spec.channels is not None else "c/"
+            return f"{self.output.name}/{self.level}/{lead}{z}/{y}/{x}"
+        return f"{self.output.name}/{z}.{y}.{x}.npy"
+
+
+@dataclass(frozen=True)
+class Block:
+    """The block at hand: its voxels and the canonical cells that make it up."""
+
+    box: Box
+    cells: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass over a grid.  `compute(block, data)` fills every target within the block, and only there.
+
+    A step over a grid of one cell may fill targets of other grids, all of them.
+    """
+
+    name: str
+    grid: Grid
+    targets: tuple[Target, ...]
+    compute: Callable[[Block, "Data"], None]
+
+    def objects(self, cells: Sequence[int]) -> list[tuple[Target, int]]:
+        """Return what a block of these cells stores, as (target, cell of its grid), in a fixed order."""
+        return [
+            (target, cell)
+            for target in self.targets
+            for cell in (cells if target.grid == self.grid else range(len(target.grid)))
+        ]
+
+
+def over_cells(grid: Grid, compute: Callable[[int, Box, "Data"], None]) -> Callable[[Block, "Data"], None]:
+    """Turn a function of one canonical cell (number, voxels, data) into one of a block."""
+
+    def compute_block(block: Block, data: "Data") -> None:
+        for cell in block.cells:
+            compute(cell, grid.box(cell), data)
+
+    return compute_block
+
+
+SINGLE = Grid((1, 1, 1), (1, 1, 1))
+"""The grid of a step that is one block."""
+
+
+def pyramid_steps(output: VolumeOutput) -> list[Step]:
+    """Return a step a coarser resolution of a volume; each reads the resolution before it."""
+    return [_pyramid_step(output, level) for level in range(1, len(output.factors))]
+
+
+def _pyramid_step(output: VolumeOutput, level: int) -> Step:
+    grid = output.grid(level)
+    step = [b // a for a, b in zip(output.factors[level - 1], output.factors[level], strict=True)]
+    finer = Box.of(output.grid(level - 1).shape)
+
+    def compute(cell: int, box: Box, data: "Data") -> None:
+        from ..volumes.pyramids import downsample
+
+        z, y, x = ((a * f, b * f) for a, b, f in zip(box.start, box.stop, step, strict=True))
+        source = Box((z[0], y[0], x[0]), (z[1], y[1], x[1])).clip(finer)
+        voxels = data.volume(output.name).read(source, level - 1)
+        data.write(output.name, box, downsample(voxels, (step[0], step[1], step[2]), output.spec.kind), level)
+
+    return Step(f"pyramid-{level}", grid, (Target(output, level),), over_cells(grid, compute))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a stage can read under one role: the outputs of another stage, or an input volume.
+
+    `kind` is the stage's kind, or "volume"; the first output is the main one; `urls` says where each
+    output lies; `region` is the part of an input volume that the run is about.
+    """
+
+    name: str
+    kind: str
+    outputs: Mapping[str, Output]
+    urls: Mapping[str, str]
+    region: Box | None = None
+
+    @property
+    def spec(self) -> VolumeSpec:
+        """The description of the main volume."""
+        return self.volume.spec
+
+    @property
+    def volume(self) -> VolumeOutput:
+        """The main volume.
+
+        Raises:
+            ConfigurationError: where the main output is a table.
+        """
+        main = next(iter(self.outputs.values()))
+        if not isinstance(main, VolumeOutput):
+            raise ConfigurationError(f"'{self.name}' is a {self.kind} stage, whose result is no volume")
+        return main
+
+    def table(self, name: str) -> TableOutput:
+        """Return one of the tables.
+
+        Raises:
+            ConfigurationError: where there is none of that name.
+        """
+        output = self.outputs.get(name)
+        if not isinstance(output, TableOutput):
+            raise ConfigurationError(f"'{self.name}' ({self.kind}) has no table '{name}'")
+        return output
+
+
+class Stage(BaseModel):
+    """The configuration of a stage.
+
+    A subclass names its `kind` and `version` (raised whenever its output changes), declares a field a
+    setting, gives the fields that name what it reads in `roles`, and plans its steps.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: ClassVar[str]
+    version: ClassVar[int]
+    roles: ClassVar[tuple[str, ...]] = ()
+
+    block: Vector | None = Field(
+        None, description="voxels (z, y, x) that one worker takes at a time, rounded up to whole tiles"
+    )
+
+    def references(self) -> dict[str, str]:
+        """Return what the stage reads: role -> `input`, `stage` or `stage.output`."""
+        return {role: name for role in self.roles if (name := getattr(self, role)) is not None}
+
+    @abstractmethod
+    def steps(self, sources: Mapping[str, Source]) -> list[Step]:
+        """Plan the passes, in order, from the descriptions of what the stage reads.
+
+        Raises:
+            ConfigurationError: where the sources do not fit.
+        """
+
+    def outputs(self, sources: Mapping[str, Source]) -> dict[str, Output]:
+        """Return what all the steps write, by name, in order."""
+        return {t.output.name: t.output for step in self.steps(sources) for t in step.targets}
+
+
+def same_grid(role: str, spec: VolumeSpec, other_role: str, other: VolumeSpec) -> None:
+    """Check that two volumes cover the same voxels.
+
+    Raises:
+        ConfigurationError: where shape or voxel size differ.
+    """
+    if spec.shape != other.shape or not np.allclose(spec.voxel_size, other.voxel_size):
+        raise ConfigurationError(
+            f"{role} ({spec.shape} voxels of {spec.voxel_size} nm) and {other_role} ({other.shape} voxels of "
+            f"{other.voxel_size} nm) must cover the same voxels: import them with one shape and voxel size"
+        )
+
+
+class Data:
+    """What a step sees of the store: what it reads, by role or `role.output`, and what it writes, by name."""
+
+    def __init__(self, sources: Mapping[str, Source], own: Source) -> None:
+        self._found: dict[str, tuple[Output, str, Box | None]] = {}
+        for role, source in sources.items():
+            for name, output in source.outputs.items():
+                found = (output, source.urls[name], source.region)
+                self._found.setdefault(role, found)
+                self._found[f"{role}.{name}"] = found
+        self._found |= {name: (output, own.urls[name], None) for name, output in own.outputs.items()}
+        self._volumes: dict[str, Volume] = {}
+        self._tables: dict[str, Store] = {}
+        self._written: dict[tuple[str, int, int], int | None] = {}
+        self.bytes_written = 0
+
+    def has(self, role: str) -> bool:
+        """Whether an optional role is filled."""
+        return role in self._found
+
+    def volume(self, name: str) -> Volume:
+        """Return an open volume."""
+        if name not in self._volumes:
+            _, url, region = self._found[name]
+            volume = open_volume(url)
+            self._volumes[name] = volume if region is None else volume.crop(region)
+        return self._volumes[name]
+
+    def table(self, name: str, cell: int) -> NDArray[Any]:
+        """Return the array of one cell of a table.
+
+        Raises:
+            DataError: where it is missing or damaged.
+        """
+        store, key = self._object(name, cell)
+        data = store.read(key)
+        try:
+            if data is None:
+                raise ValueError("it is missing")
+            return cast(NDArray[Any], np.load(io.BytesIO(data), allow_pickle=False))
+        except ValueError as error:
+            raise DataError(f"{join(store.url, key)}: cannot be read ({error}); run again to compute it anew") from None
+
+    def _object(self, name: str, cell: int) -> tuple[Store, str]:
+        output, url, _ = self._found[name]
+        if name not in self._tables:
+            self._tables[name] = Store(url)
+        return self._tables[name], Target(output).key(cell).partition("/")[2]
+
+    def write(self, name: str, box: Box, array: NDArray[Any], level: int = 0) -> None:
+        """Write voxels, whole cells of the output's grid; durable when this returns."""
+        grid = self._found[name][0].grid(level)
+        self.volume(name).write(box, array, level)
+        self.bytes_written += array.nbytes
+        counts = tuple(-(-n // c) for n, c in zip(box.shape, grid.cell, strict=True))
+        z, y, x = (a // c for a, c in zip(box.start, grid.cell, strict=True))
+        for dz, dy, dx in np.ndindex(*counts):
+            cell = grid.index((z + dz, y + dy, x + dx))
+            part = array[(..., *grid.box(cell).relative_to(box.start).slices)]
+            self._written[name, level, cell] = zlib.crc32(np.ascontiguousarray(part).data) if part.any() else None
+
+    def put(self, name: str, cell: int, array: NDArray[Any]) -> None:
+        """Write the array of one cell of a table; durable when this returns."""
+        store, key = self._object(name, cell)
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        value = buffer.getvalue()
+        store.write(key, value)
+        self.bytes_written += len(value)
+        self._written[name, 0, cell] = zlib.crc32(value)
+
+    def checksums(self, objects: Sequence[tuple[Target, int]]) -> list[int | None]:
+        """Return the CRC-32 of each object's content as written, None for an empty one, and forget them.
+
+        Raises:
+            KeyError: where a step has not written all that it must.
+        """
+        written, self._written = self._written, {}
+        return [written[target.output.name, target.level, cell] for target, cell in objects]

@@ -1,0 +1,15 @@
+"""Workflows: what is to be computed, the plan, the ledger of what is done, and the driver.
+
+    workflow  =  a graph of stages            what is to be computed   (spec, plan)
+    ledger    =  which blocks are done        what has been computed   (ledger, run)
+    worker    =  blocks to be computed        one function             (worker)
+    driver    =  steps to be finished         with any engine          (driver)
+"""
+
+from .driver import Summary, execute
+from .plan import Plan, make_plan
+from .run import Run
+from .spec import Workflow, load_workflow, parse_workflow
+from .worker import work
+
+__all__ = ["Plan", "Run", "Summary", "Workflow", "execute", "load_workflow", "make_plan", "parse_workflow", "work"]

@@ -1,0 +1,137 @@
+"""The driver: works through the plan with an engine, and says what happened."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+from rich.progress import Progress
+
+from ..engines.base import Batch, Engine
+from ..errors import Drained, NeuroKubeError
+from ..progress import console, progress
+from .plan import PlannedStep
+from .run import Run
+from .worker import work
+
+
+@dataclass
+class Summary:
+    """What a run did: blocks computed now and found done, by step."""
+
+    computed: dict[str, int] = field(default_factory=dict)
+    found: dict[str, int] = field(default_factory=dict)
+
+
+def execute(run: Run, engine: Engine, *, quiet: bool = False) -> Summary:
+    """Run every step that is not done, in order; call again to go on after any interruption.
+
+    A stage with failed blocks holds back only what depends on it.
+
+    Raises:
+        Drained: where Ctrl-C or SIGTERM ended it; all that was done is recorded.
+        NeuroKubeError: where blocks failed; names them.
+        TryAgainError: where the folder is busy, full or read-only.
+    """
+    summary = Summary()
+    failed: dict[str, str] = {}
+    with run.lock(), engine:
+        for name in run.prepare():
+            console.print(f"[yellow]{name}: its settings or inputs changed; it is computed anew[/]")
+        with progress(quiet=quiet) as bars, _draining(engine) as asked:
+            for step in run.plan.steps.values():
+                upstream = {source.name for source in step.planned.sources.values()} | {step.planned.name}
+                if upstream & failed.keys():
+                    failed.setdefault(step.planned.name, "")
+                    continue
+                message = _step(run, step, engine, bars, summary, asked)
+                if message:
+                    failed[step.planned.name] = message
+    if failed:
+        raise NeuroKubeError("; ".join(message for message in failed.values() if message))
+    return summary
+
+
+def _step(run: Run, step: PlannedStep, engine: Engine, bars: Progress, summary: Summary, asked: threading.Event) -> str:
+    """Work through one step; return what failed, or nothing."""
+    if lost := run.forget_lost(step):
+        console.print(f"[yellow]{step.name}: {lost} stored objects are gone; their blocks are computed again[/]")
+    ledger = run.ledger(step)
+    remaining = ledger.remaining()
+    total = len(step.blocks)
+    found = summary.found[step.name] = total - len(remaining)
+    bar = bars.add_task(step.name, total=total, completed=found, unit="blocks")
+    failures = run.workflow.failures
+    if remaining and not asked.is_set():
+        given_up = 0
+        outcomes = engine.execute(work, run.url, step.name, _batches(remaining, engine.workers), failures.attempts)
+        for outcome in outcomes:
+            if outcome is not None and outcome.report is None:
+                block = outcome.batch.first
+                run.quarantine(step, block, outcome.lost, outcome.lost, failures.attempts)
+                given_up += 1
+            elif outcome is not None and outcome.report is not None:
+                given_up += len(outcome.report.failed)
+            bars.update(bar, completed=ledger.count())
+            if given_up >= failures.limit:
+                engine.drain()
+    remaining = ledger.remaining()
+    bars.update(bar, completed=total - len(remaining))
+    summary.computed[step.name] = total - len(remaining) - found
+    if not remaining:
+        return ""
+    if asked.is_set():
+        raise Drained(
+            f"stopped in {step.name} with {total - len(remaining)} of {total} blocks done; run again to go on"
+        )
+    return _failure(run, step, len(remaining))
+
+
+def _failure(run: Run, step: PlannedStep, missing: int) -> str:
+    notes = run.quarantined(step)
+    if not notes:
+        return f"{step.name}: {missing} blocks were not computed, and no worker said why; run again"
+    first = notes[0]
+    names = ", ".join(str(note["block"]) for note in notes[:10]) + (", ..." if len(notes) > 10 else "")
+    error = first["error"].splitlines()[0]
+    return (
+        f"{step.name}: {len(notes)} of {len(step.blocks)} blocks failed (block {names}); "
+        f"block {first['block']}, voxels {first['voxels']}: {error}; "
+        f"log in {run.url}/{step.quarantine}/{first['block']}.json; mend the cause and run again"
+    )
+
+
+_MOST_IN_A_BATCH = 64
+
+
+def _batches(remaining: list[int], workers: int) -> Iterator[Batch]:
+    """Yield ranges that hold all the remaining blocks: small ones, so that workers end together."""
+    size = max(1, min(_MOST_IN_A_BATCH, len(remaining) // (8 * workers)))
+    for k in range(0, len(remaining), size):
+        part = remaining[k : k + size]
+        yield Batch(part[0], part[-1] + 1)
+
+
+@contextmanager
+def _draining(engine: Engine) -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one stops at once."""
+    asked = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise Drained("stopped at once; what was recorded is kept, run again to go on")
+        asked.set()
+        engine.drain()
+        console.print("[yellow]stopping after the blocks at hand; once more to stop at once[/]")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,210 @@
+"""The plan: every step of a workflow with its grid, its outputs, and the key its records are kept under."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..blocks import Blocks, Box
+from ..errors import ConfigurationError, DataError, UsageError
+from ..stages import Data, Output, Source, Stage, Step, TableOutput, VolumeOutput
+from ..volumes import Store, Volume, join, layout, open_volume
+from .spec import Workflow
+
+
+def numerics_class() -> dict[str, str]:
+    """Return what decides the bits that come out: processor family and the numeric libraries.
+
+    Fixed when a run is planned, kept in it, and part of every key; a worker of another class refuses.
+    """
+    return {
+        "machine": platform.machine(),
+        **{name: version(name) for name in ("bioimage-cpp", "numpy", "scipy")},
+    }
+
+
+def digest(value: Any) -> str:
+    """Return a short hash of plain values, the same for equal values in any order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage with its key, what it reads, and its steps."""
+
+    name: str
+    stage: Stage
+    key: str
+    sources: Mapping[str, Source]
+    own: Source
+    steps: tuple[Step, ...]
+
+    def data(self) -> Data:
+        """Open what the stage reads and writes."""
+        return Data(self.sources, self.own)
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step with the stage it belongs to and the blocks it is worked through in."""
+
+    planned: PlannedStage
+    step: Step
+    blocks: Blocks
+
+    @property
+    def name(self) -> str:
+        """`stage/step`, the name that a worker is given."""
+        return f"{self.planned.name}/{self.step.name}"
+
+    @property
+    def folder(self) -> str:
+        """The folder of the step's records, below the run."""
+        return f"{self.planned.name}/ledger/{self.planned.key}/{self.step.name}"
+
+    @property
+    def quarantine(self) -> str:
+        """The folder of the step's failed blocks, below the run."""
+        return f"{self.planned.name}/quarantine/{self.planned.key}/{self.step.name}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages of a run, in an order in which each comes after what it reads."""
+
+    stages: tuple[PlannedStage, ...]
+    workflow: Workflow
+
+    @cached_property
+    def steps(self) -> dict[str, PlannedStep]:
+        """Every step by its name `stage/step`, in order."""
+        found = {}
+        for planned in self.stages:
+            for step in planned.steps:
+                voxels = planned.stage.block or self.workflow.block
+                blocks = Blocks.near(step.grid, voxels)
+                entry = PlannedStep(planned, step, blocks)
+                found[entry.name] = entry
+        return found
+
+    def step(self, name: str) -> PlannedStep:
+        """Return a step by its name.
+
+        Raises:
+            UsageError: where there is none of that name.
+        """
+        try:
+            return self.steps[name]
+        except KeyError:
+            raise UsageError(f"there is no step '{name}' in this run; there are {', '.join(self.steps)}") from None
+
+
+def make_plan(
+    workflow: Workflow,
+    run_url: str,
+    *,
+    region: Box | None = None,
+    numerics: Mapping[str, str] | None = None,
+) -> Plan:
+    """Plan a workflow: open its inputs, check that all fits, compute keys.  Writes nothing.
+
+    Raises:
+        ConfigurationError: where stages do not fit together.
+        DataError: where an input cannot be read, or the region is not inside it.
+    """
+    numerics = numerics or numerics_class()
+    sources: dict[str, tuple[Source, str]] = {}
+    for name, entry in workflow.inputs.items():
+        volume = open_volume(entry.path)
+        sources[name] = (_input_source(name, volume, region), _input_key(volume, region))
+    _check_region(workflow, region)
+    planned = []
+    for name in workflow.order():
+        stage = workflow.stages[name]
+        references = {role: _resolve(name, role, text, sources) for role, text in stage.references().items()}
+        inputs = {role: source for role, (source, _) in references.items()}
+        try:
+            steps = tuple(stage.steps(inputs))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"stages.{name}.{error}") from None
+        outputs = {t.output.name: t.output for step in steps for t in step.targets}
+        key = digest(
+            {
+                "kind": stage.kind,
+                "version": stage.version,
+                "settings": stage.model_dump(mode="json", exclude={"block", *stage.roles}),
+                "reads": {role: key for role, (_, key) in references.items()},
+                "writes": [asdict(output) for output in outputs.values()],
+                "numerics": dict(numerics),
+            }
+        )
+        own = Source(name, stage.kind, outputs, {o: join(run_url, name, o) for o in outputs})
+        sources[name] = (own, key)
+        planned.append(PlannedStage(name, stage, key, inputs, own, steps))
+    return Plan(tuple(planned), workflow)
+
+
+def _check_region(workflow: Workflow, region: Box | None) -> None:
+    if region is not None and not workflow.inputs:
+        raise UsageError("--region cuts out of input volumes, and this workflow has none; change its shape instead")
+
+
+def _resolve(stage: str, role: str, text: str, sources: Mapping[str, tuple[Source, str]]) -> tuple[Source, str]:
+    """Return what a reference `name` or `name.output` stands for, and its key."""
+    name, _, output = text.partition(".")
+    source, key = sources[name]
+    if not output:
+        return source, key
+    if output not in source.outputs:
+        raise ConfigurationError(
+            f"stages.{stage}.{role}: '{name}' has no output '{output}'; it has {', '.join(source.outputs)}"
+        )
+    first = {output: source.outputs[output]} | dict(source.outputs)
+    return replace(source, outputs=first), f"{key}.{output}"
+
+
+def _input_source(name: str, volume: Volume, region: Box | None) -> Source:
+    spec = volume.spec
+    if region is not None:
+        if not spec.box.contains(region):
+            raise DataError(
+                f"inputs.{name}: region {region} is not inside {volume.url} ({spec.box}); choose one that is"
+            )
+        spec = spec.crop(region)
+    if np.dtype(spec.dtype).kind not in "u":
+        raise DataError(f"inputs.{name}: {volume.url} holds {spec.dtype}; import it as unsigned 8-bit or labels")
+    output: Output = VolumeOutput(name, spec, layout(spec)[0])
+    return Source(name, "volume", {name: output}, {name: volume.url}, region)
+
+
+def _input_key(volume: Volume, region: Box | None) -> str:
+    """Return what identifies an input: its fingerprint, or, where a stranger wrote it, what is stored."""
+    content = volume.fingerprint or _stored(volume.url)
+    return digest({"content": content, "spec": volume.spec, "region": str(region) if region else None})
+
+
+def _stored(url: str) -> list[Any]:
+    """Return the keys of a volume and, in a folder, size and time of each object."""
+    from pathlib import Path
+
+    keys = Store(url).keys()
+    if "://" in url:
+        return [url, *keys]
+    stats = ((key, (Path(url) / key).stat()) for key in keys)
+    return [[key, s.st_size, s.st_mtime_ns] for key, s in stats]
+
+
+def output_bytes(output: Output) -> int:
+    """Return the bytes of a volume before compression, its pyramid included; 0 for a table."""
+    if isinstance(output, TableOutput):
+        return 0
+    voxels = sum(prod(output.grid(level).shape) for level in range(len(output.factors)))
+    return voxels * np.dtype(output.spec.dtype).itemsize * (output.spec.channels or 1)

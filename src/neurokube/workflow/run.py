@@ -1,0 +1,248 @@
+"""A run on disk: the validated workflow, its plan, its outputs, its ledger.
+
+<workspace>/<run>/run.json                  the workflow, versions, keys, inputs, numerics class
+<workspace>/<run>/<stage>/stage.json        the key of what lies in this folder
+<workspace>/<run>/<stage>/<output>/         volumes and tables
+<workspace>/<run>/<stage>/ledger/<key>/     records, see `ledger`
+<workspace>/<run>/<stage>/quarantine/<key>/<step>/<block>.json   error and log of a failed block
+"""
+
+import platform
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from .. import __version__
+from ..blocks import Box, parse_region
+from ..errors import ConfigurationError, TryAgainError, surroundings
+from ..stages import Target, VolumeOutput
+from ..volumes import Store, create, exists, join
+from .ledger import Ledger
+from .plan import Plan, PlannedStage, PlannedStep, make_plan, numerics_class
+from .spec import Workflow, parse_workflow
+
+FORMAT = 1
+"""Version of the folder's layout; raised when an older program could not read it."""
+
+
+class Run:
+    """A planned run and where it lies."""
+
+    def __init__(self, url: str, workflow: Workflow, plan: Plan, document: dict[str, Any]) -> None:
+        self.url = url
+        self.workflow = workflow
+        self.plan = plan
+        self.document = document
+        self.store = Store(url)
+
+    @classmethod
+    def planned(cls, workflow: Workflow, region: Box | None = None) -> Self:
+        """Plan a run; writes nothing yet.
+
+        Raises:
+            ConfigurationError: where the folder belongs to something else.
+        """
+        name = workflow.name if region is None else f"{workflow.name}@{str(region).replace(',', '_').replace(':', '-')}"
+        url = join(workflow.workspace, name)
+        _check_folder(url)
+        plan = make_plan(workflow, url, region=region)
+        document = {
+            "format": FORMAT,
+            "neurokube": __version__,
+            "python": platform.python_version(),
+            "host": socket.gethostname(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "region": str(region) if region else None,
+            "numerics": numerics_class(),
+            "keys": {planned.name: planned.key for planned in plan.stages},
+            "inputs": _described_inputs(plan),
+            "steps": {name: {"blocks": len(s.blocks), "cells": str(s.blocks)} for name, s in plan.steps.items()},
+            "workflow": workflow.model_dump(mode="json"),
+        }
+        return cls(url, workflow, plan, document)
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Open a run that was planned before.
+
+        Raises:
+            ConfigurationError: where there is none, or it was made by a version with another layout.
+        """
+        document = Store(url).read_json("run.json")
+        if document is None:
+            raise ConfigurationError(f"{url}: no run there (no run.json); start one with 'neurokube run WORKFLOW'")
+        _check_format(url, document)
+        workflow = parse_workflow(document["workflow"], where=join(url, "run.json"))
+        region = parse_region(document["region"]) if document["region"] else None
+        plan = make_plan(workflow, url, region=region, numerics=document["numerics"])
+        return cls(url, workflow, plan, document)
+
+    def check_worker(self) -> None:
+        """Check that this process computes what the run was planned with.
+
+        Raises:
+            ConfigurationError: where software, processor family or an input differ.
+        """
+        here = numerics_class()
+        if here != self.document["numerics"]:
+            raise ConfigurationError(
+                f"{self.url}: planned with {self.document['numerics']} but this worker has {here}; "
+                "use the same software, or run again from here to plan anew"
+            )
+        keys = {planned.name: planned.key for planned in self.plan.stages}
+        if changed := [name for name, key in keys.items() if key != self.document["keys"].get(name)]:
+            raise ConfigurationError(
+                f"{self.url}: since it was planned, the code or an input of {', '.join(changed)} changed; run again"
+            )
+
+    def ledger(self, step: PlannedStep) -> Ledger:
+        """Return the records of a step."""
+        return Ledger(self.store, step.folder, step.blocks)
+
+    def quarantine(self, step: PlannedStep, block: int, error: str, log: str, attempts: int) -> None:
+        """Note a block that was given up, with its error."""
+        self.store.write_json(
+            f"{step.quarantine}/{block}.json",
+            {
+                "step": step.name,
+                "block": block,
+                "voxels": str(step.blocks.box(block)),
+                "error": error,
+                "attempts": attempts,
+                "host": socket.gethostname(),
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "log": log,
+            },
+            indent=2,
+        )
+
+    def release(self, step: PlannedStep, block: int) -> None:
+        """Take a block out of quarantine; it need not be there."""
+        key = f"{step.quarantine}/{block}.json"
+        if self.store.read(key) is not None:
+            self.store.delete(key)
+
+    def quarantined(self, step: PlannedStep) -> list[dict[str, Any]]:
+        """Return the notes of the blocks of a step that were given up."""
+        keys = self.store.keys(f"{step.quarantine}/")
+        return [note for key in keys if (note := self.store.read_json(key)) is not None]
+
+    def prepare(self) -> list[str]:
+        """Make the folder ready: drop what older settings left, create the outputs; return what was dropped.
+
+        Only the driver does so, holding the lock.
+        """
+        dropped = [planned.name for planned in self.plan.stages if self._prepare_stage(planned)]
+        self.store.write_json("run.json", self.document, indent=2)
+        return dropped
+
+    def _prepare_stage(self, planned: PlannedStage) -> bool:
+        store = Store(join(self.url, planned.name))
+        mark = store.read_json("stage.json")
+        stale = mark is not None and mark["key"] != planned.key
+        if stale or mark is None:
+            # the records go first: a record must never outlive what it speaks of
+            store.delete_all("ledger/")
+            store.delete_all()
+        for output in planned.own.outputs.values():
+            if isinstance(output, VolumeOutput) and not exists(url := planned.own.urls[output.name]):
+                create(
+                    url,
+                    output.spec,
+                    shard=output.cell,
+                    factors=output.factors,
+                    attributes={"key": planned.key},
+                )
+        if mark is None or stale:
+            store.write_json("stage.json", {"key": planned.key, "kind": planned.stage.kind})
+        return stale
+
+    def forget_lost(self, step: PlannedStep) -> int:
+        """Take back the records of blocks whose stored objects are gone; return how many objects were lost.
+
+        An object that its record calls empty is rightly absent; any other must be there.
+        """
+        ledger = self.ledger(step)
+        stored = {_prefix(t): set(self.store.keys(f"{step.planned.name}/{_prefix(t)}")) for t in step.step.targets}
+        lost = []
+        for blocks, record in ledger.records():
+            members = blocks.members(record.block)
+            for (target, cell), checksum in zip(step.step.objects(members), record.checksums, strict=True):
+                if checksum is not None and f"{step.planned.name}/{target.key(cell)}" not in stored[_prefix(target)]:
+                    lost.append(cell if target.grid == step.step.grid else members[0])
+        if lost:
+            ledger.forget(lost)
+        return len(lost)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run against other drivers on this machine; a killed one lets go by itself.
+
+        Raises:
+            TryAgainError: where another process has it, or the folder cannot be written.
+        """
+        if "://" in self.url:
+            yield
+            return
+        import fcntl
+
+        path = Path(self.url) / ".lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except OSError as error:
+            raise surroundings(error, self.url) or TryAgainError(f"{self.url}: {error.strerror}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise TryAgainError(
+                    f"{self.url}: in use by another process ({file.read().strip() or 'unknown'}); "
+                    "wait for it or stop it, or choose another name"
+                ) from None
+            file.truncate(0)
+            import os
+
+            file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+
+def _prefix(target: Target) -> str:
+    return (
+        f"{target.output.name}/{target.level}/c/"
+        if isinstance(target.output, VolumeOutput)
+        else f"{target.output.name}/"
+    )
+
+
+def _check_format(url: str, document: dict[str, Any]) -> None:
+    if document.get("format") != FORMAT:
+        raise ConfigurationError(
+            f"{url}: made by NeuroKube {document.get('neurokube', '?')}, whose folders (format "
+            f"{document.get('format')}) this one ({__version__}, format {FORMAT}) cannot go on with; "
+            "use that version, or choose another name for the run"
+        )
+
+
+def _check_folder(url: str) -> None:
+    document = Store(url).read_json("run.json")
+    if document is not None:
+        _check_format(url, document)
+    elif "://" not in url and Path(url).is_dir() and any(p.name != ".lock" for p in Path(url).iterdir()):
+        raise ConfigurationError(f"{url}: a folder that is no run; choose another name or workspace, or empty it")
+
+
+def _described_inputs(plan: Plan) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        source.name: {"url": source.urls[source.name], **asdict(source.volume.spec)}
+        for planned in plan.stages
+        for source in planned.sources.values()
+        if source.kind == "volume"
+    }
