@@ -1,0 +1,124 @@
+"""What the viewer shows first: Neuroglancer's state for a list of layers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import quote
+
+import numpy as np
+
+from ..blocks import Box
+from ..errors import UsageError
+from ..volumes import Volume, VolumeSpec, open_volume
+
+LayerKind = Literal["image", "probability", "segmentation"]
+
+_GRAY_SHADER = "#uicontrol invlerp normalized\nvoid main() { emitGrayscale(normalized()); }\n"
+_PROBABILITY_SHADER = """#uicontrol invlerp normalized
+#uicontrol vec3 colour color(default="#ff8000")
+void main() { emitRGBA(vec4(colour, normalized())); }
+"""
+_PANEL = 360
+"""Pixels that the longest side of what is shown takes on the screen, a little less than a panel has."""
+_SAMPLE = 128
+"""The contrast is taken from at most this many voxels an axis."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A volume to show: its name in the viewer, its path or URL, how it is drawn, whether at once."""
+
+    name: str
+    url: str
+    kind: LayerKind
+    visible: bool = True
+
+
+def viewer_state(layers: Sequence[Layer], address: str) -> dict[str, Any]:
+    """Return Neuroglancer's state, ready for JSON, for layers served at `address`/data/NAME/.
+
+    The view is centred on the smallest visible layer, so that the result of a region is in sight of a
+    large image, and shows it whole, unless a layer lacks the coarse resolutions which that needs.
+    Later layers are drawn over earlier ones.
+
+    Raises:
+        UsageError: where there is no layer, or two have one name.
+        DataError: where a layer's volume cannot be opened.
+    """
+    if not layers:
+        raise UsageError("there is nothing to view: run a stage of the workflow first")
+    if len({layer.name for layer in layers}) < len(layers):
+        raise UsageError(f"two layers have one name among {[layer.name for layer in layers]}: rename one")
+    volumes = [open_volume(layer.url) for layer in layers]
+    shown = [v for v, layer in zip(volumes, layers, strict=True) if layer.visible] or volumes
+    focus = min((v.spec for v in shown), key=lambda spec: float(np.prod(_extent(spec))))
+    finest, longest = min(focus.voxel_size), max(_extent(focus))
+    scale = min(longest / _PANEL, *(_coarsest_pixel(v) for v in shown))
+    return {
+        # Neuroglancer shows the first two dimensions in its first panel, from left to right and downwards
+        "dimensions": {a: [s / 1e9, "m"] for a, s in zip("xyz", reversed(focus.voxel_size), strict=True)},
+        "position": _centre(focus)[::-1],
+        "crossSectionScale": scale / finest,
+        "projectionScale": 1.5 * longest / finest,
+        "projectionOrientation": [0.38, -0.2, -0.09, 0.9],
+        "layers": [_layer_state(layer, v, address) for layer, v in zip(layers, volumes, strict=True)],
+        "layout": "4panel-alt",
+        "hideCrossSectionBackground3D": True,
+    }
+
+
+def contrast(volume: Volume) -> tuple[float, float] | None:
+    """Return the intensities to draw black and white, or None where the sample is of one value.
+
+    They are the 1st and 99th percentile of the centre of the coarsest resolution.  Voxels of value 0
+    do not count: a chunk that was never written reads as 0.
+    """
+    level = len(volume.arrays) - 1
+    shape = volume.level_shape(level)
+    start = tuple(max(0, (n - _SAMPLE) // 2) for n in shape)
+    box = Box.of(shape).clip(Box.of([_SAMPLE] * 3).shift(start))
+    values = volume.read(box, level)
+    values = values[values != 0]
+    if values.size == 0:
+        return None
+    low, high = np.percentile(values, (1, 99), method="nearest").tolist()
+    return (low, high) if low < high else None
+
+
+def _layer_state(layer: Layer, volume: Volume, address: str) -> dict[str, Any]:
+    state: dict[str, Any] = {
+        "name": layer.name,
+        "source": f"{address}/data/{quote(layer.name, safe='')}/|zarr3:",
+        "visible": layer.visible,
+    }
+    if volume.spec.channels:
+        state["localPosition"] = [0]  # the first channel is shown first, not the middle one
+    if layer.kind == "segmentation":
+        # no segment is chosen: all are drawn; the alpha of the others shows once one is chosen
+        return state | {
+            "type": "segmentation",
+            "segments": [],
+            "selectedAlpha": 0.4,
+            "notSelectedAlpha": 0.15,
+        }
+    if layer.kind == "probability":
+        return state | {"type": "image", "shader": _PROBABILITY_SHADER, "opacity": 0.7, "blend": "default"}
+    state |= {"type": "image", "shader": _GRAY_SHADER, "opacity": 1.0}
+    if limits := contrast(volume):
+        state["shaderControls"] = {"normalized": {"range": list(limits)}}
+    return state
+
+
+def _extent(spec: VolumeSpec) -> list[float]:
+    """Return the sides (z, y, x) in nanometres."""
+    return [n * s for n, s in zip(spec.shape, spec.voxel_size, strict=True)]
+
+
+def _centre(spec: VolumeSpec) -> list[float]:
+    """Return the middle (z, y, x) in voxels; as in OME-NGFF, the offset is the first voxel's centre."""
+    return [o / s + (n - 1) / 2 for n, s, o in zip(spec.shape, spec.voxel_size, spec.offset, strict=True)]
+
+
+def _coarsest_pixel(volume: Volume) -> float:
+    """Return the pixel size in nanometres, along x, of the coarsest resolution."""
+    return volume.spec.voxel_size[2] * volume.spec.shape[2] / volume.level_shape(len(volume.arrays) - 1)[2]

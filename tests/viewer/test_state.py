@@ -1,0 +1,58 @@
+"""What the viewer shows first."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neurokube.blocks import Box
+from neurokube.viewer import Layer, viewer_state
+from neurokube.viewer.state import contrast
+from neurokube.volumes import Volume, VolumeSpec, create
+
+SPEC = VolumeSpec((20, 60, 80), "uint8", (40.0, 8.0, 4.0), offset=(80.0, 160.0, 400.0))
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Volume:
+    return create(str(tmp_path / "image"), SPEC)
+
+
+def test_dimensions_are_metres_a_voxel_and_x_comes_first(image: Volume) -> None:
+    state = viewer_state([Layer("image", image.url, "image")], "http://here:1")
+    assert list(state["dimensions"].items()) == [("x", [4e-9, "m"]), ("y", [8e-9, "m"]), ("z", [4e-8, "m"])]
+    assert state["position"] == [100 + 39.5, 20 + 29.5, 2 + 9.5]
+    assert state["layers"][0]["source"] == "http://here:1/data/image/|zarr3:"
+
+
+def test_the_view_is_centred_on_the_result_of_a_region(image: Volume, tmp_path: Path) -> None:
+    region = SPEC.crop(Box((0, 10, 20), (10, 30, 50)))
+    labels = create(str(tmp_path / "labels"), region)
+    layers = [Layer("image", image.url, "image"), Layer("labels", labels.url, "segmentation")]
+    assert viewer_state(layers, "")["position"] == [100 + 34.5, 20 + 19.5, 2 + 4.5]
+    hidden = [layers[0], Layer("labels", labels.url, "segmentation", visible=False)]
+    assert viewer_state(hidden, "")["position"] == [100 + 39.5, 20 + 29.5, 2 + 9.5]
+
+
+def test_a_large_volume_without_coarse_resolutions_is_not_shown_whole(tmp_path: Path) -> None:
+    large = VolumeSpec((4, 4096, 4096), "uint8", (40.0, 8.0, 8.0))
+    flat = create(str(tmp_path / "flat"), large)
+    deep = create(str(tmp_path / "deep"), large, factors=[(1, 1, 1), (1, 8, 8), (1, 64, 64)])
+    assert viewer_state([Layer("flat", flat.url, "image")], "")["crossSectionScale"] == 1
+    assert viewer_state([Layer("deep", deep.url, "image")], "")["crossSectionScale"] == pytest.approx(
+        4096 / 360
+    )
+
+
+def test_the_contrast_passes_over_voxels_that_were_never_written(image: Volume) -> None:
+    assert contrast(image) is None
+    box = Box((0, 0, 0), (4, 60, 80))
+    image.write(box, np.random.default_rng(0).integers(90, 111, box.shape, dtype=np.uint8))
+    assert contrast(image) == (90, 110)
+
+
+def test_an_image_of_one_value_keeps_the_full_range(image: Volume) -> None:
+    image.write(SPEC.box, np.full(SPEC.shape, 7, np.uint8))
+    assert contrast(image) is None
+    (layer,) = viewer_state([Layer("image", image.url, "image")], "")["layers"]
+    assert "shaderControls" not in layer
