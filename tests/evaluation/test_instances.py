@@ -97,9 +97,7 @@ def test_swapping_prediction_and_truth_swaps_split_and_merge(seed: int) -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.tuples(*[st.integers(1, 12)] * 3), st.randoms(use_true_random=False))
-def test_the_table_of_counts_does_not_depend_on_blocks_or_their_order(
-    seed: int, cell: Vector, random: Any
-) -> None:
+def test_the_table_of_counts_does_not_depend_on_blocks_or_their_order(seed: int, cell: Vector, random: Any) -> None:
     shape = (7, 9, 10)
     prediction, truth = random_labels(seed, shape), random_labels(seed + 1, shape)
     grid = Grid(shape, cell)
@@ -136,9 +134,7 @@ def test_scores_do_not_depend_on_blocks(
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32 - 1))
-def test_scores_agree_with_a_straightforward_computation(
-    make_volume: Callable[..., Volume], seed: int
-) -> None:
+def test_scores_agree_with_a_straightforward_computation(make_volume: Callable[..., Volume], seed: int) -> None:
     prediction, truth = random_labels(seed, (6, 7, 8)), random_labels(seed + 1, (6, 7, 8), 2)
     volumes = make_volume(prediction), make_volume(truth)
     as_given = evaluate_instances(*volumes, components=False, block=(4, 4, 4), quiet=True).as_dict()

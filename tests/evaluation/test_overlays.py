@@ -16,9 +16,7 @@ def test_overlay_shows_right_yellow_wrong_red_missed_green_and_the_rest_black() 
 
 
 def test_overlay_takes_masks_of_any_non_zero_value() -> None:
-    np.testing.assert_array_equal(
-        overlay(PREDICTION * np.uint8(255), TRUTH * np.uint64(9)), overlay(PREDICTION, TRUTH)
-    )
+    np.testing.assert_array_equal(overlay(PREDICTION * np.uint8(255), TRUTH * np.uint64(9)), overlay(PREDICTION, TRUTH))
 
 
 def test_overlay_over_an_image_shows_the_image_where_neither_mask_is() -> None:

@@ -17,9 +17,7 @@ from neurokube.volumes import Volume, VolumeSpec, create, pyramid_factors
 
 pytestmark = [
     pytest.mark.skipif(find_spec("neuroglancer") is None, reason="needs the extra 'view'"),
-    pytest.mark.skipif(
-        executable() is None, reason="needs Chromium: install it, or set CHROMIUM to its path"
-    ),
+    pytest.mark.skipif(executable() is None, reason="needs Chromium: install it, or set CHROMIUM to its path"),
 ]
 
 READY = "Boolean(window.viewer && viewer.isReady())"
@@ -80,9 +78,7 @@ def panels(report: Any, picture: NDArray[np.uint8], spec: VolumeSpec) -> Iterato
 
 def edges(box: Box, panel: Panel) -> Iterator[tuple[Vector, Vector]]:
     """Yield pairs of neighbouring voxels, inside and outside of each side of the box that a panel crosses."""
-    inside = [
-        a + (b - a) // 5 for a, b in zip(box.start, box.stop, strict=True)
-    ]  # off the lines in the middle
+    inside = [a + (b - a) // 5 for a, b in zip(box.start, box.stop, strict=True)]  # off the lines in the middle
     inside[panel.normal] = round(panel.position[panel.normal])
     for axis in {0, 1, 2} - {panel.normal}:
         for last, step in ((box.start[axis], -1), (box.stop[axis] - 1, 1)):

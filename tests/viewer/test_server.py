@@ -94,9 +94,7 @@ def test_byte_ranges_are_those_of_the_file(
     assert response.headers["Content-Range"] == f"bytes {first}-{stop - 1}/{len(whole)}"
 
 
-def test_a_range_beyond_the_end_is_refused_with_the_size(
-    connection: http.client.HTTPConnection, folder: Path
-) -> None:
+def test_a_range_beyond_the_end_is_refused_with_the_size(connection: http.client.HTTPConnection, folder: Path) -> None:
     size = (folder / "image" / SHARD).stat().st_size
     response, _ = ask(connection, f"/data/remote/{SHARD}", Range=f"bytes={size}-")
     assert response.status == 416
@@ -120,9 +118,7 @@ def test_a_range_that_cannot_be_understood_stands_for_the_whole(header: str) -> 
 
 
 @pytest.mark.parametrize("layer", ["raw%20image", "remote"])
-def test_head_tells_the_size_without_a_body(
-    connection: http.client.HTTPConnection, folder: Path, layer: str
-) -> None:
+def test_head_tells_the_size_without_a_body(connection: http.client.HTTPConnection, folder: Path, layer: str) -> None:
     response, body = ask(connection, f"/data/{layer}/{SHARD}", method="HEAD")
     assert (response.status, body) == (200, b"")
     assert int(response.headers["Content-Length"]) == (folder / "image" / SHARD).stat().st_size
@@ -156,17 +152,13 @@ def test_what_is_not_there_is_not_found(connection: http.client.HTTPConnection, 
 
 
 @pytest.mark.parametrize("root", ["/data/raw%20image", "/v/1"])
-@pytest.mark.parametrize(
-    "climb", ["../secret", "0/../../secret", "%2e%2e/secret", "..%2fsecret", "%2e%2e%2fsecret"]
-)
+@pytest.mark.parametrize("climb", ["../secret", "0/../../secret", "%2e%2e/secret", "..%2fsecret", "%2e%2e%2fsecret"])
 def test_a_path_cannot_climb_out(connection: http.client.HTTPConnection, root: str, climb: str) -> None:
     assert ask(connection, f"{root}/{climb}")[0].status == 404
 
 
 @pytest.mark.parametrize("root", ["/data/raw%20image", "/v/1"])
-def test_a_path_cannot_start_at_the_root(
-    connection: http.client.HTTPConnection, folder: Path, root: str
-) -> None:
+def test_a_path_cannot_start_at_the_root(connection: http.client.HTTPConnection, folder: Path, root: str) -> None:
     secret = str(folder / "secret")
     assert ask(connection, f"{root}/{secret}")[0].status == 404
     assert ask(connection, f"{root}/{secret.replace('/', '%2f')}")[0].status == 404

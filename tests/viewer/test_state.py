@@ -39,9 +39,7 @@ def test_a_large_volume_without_coarse_resolutions_is_not_shown_whole(tmp_path: 
     flat = create(str(tmp_path / "flat"), large)
     deep = create(str(tmp_path / "deep"), large, factors=[(1, 1, 1), (1, 8, 8), (1, 64, 64)])
     assert viewer_state([Layer("flat", flat.url, "image")], "")["crossSectionScale"] == 1
-    assert viewer_state([Layer("deep", deep.url, "image")], "")["crossSectionScale"] == pytest.approx(
-        4096 / 360
-    )
+    assert viewer_state([Layer("deep", deep.url, "image")], "")["crossSectionScale"] == pytest.approx(4096 / 360)
 
 
 def test_the_contrast_passes_over_voxels_that_were_never_written(image: Volume) -> None:

@@ -46,6 +46,13 @@ class Local(Engine):
             heartbeat_period=1,
             heartbeat_threshold=5,
             block_error_handler=False,
+            interchange_launch_cmd=[
+                sys.executable,
+                "-m",
+                "neurokube.engines.interchange",
+                str(os.getpid()),
+                self._folder.name,
+            ],
             provider=LocalProvider(
                 init_blocks=1,
                 min_blocks=1,

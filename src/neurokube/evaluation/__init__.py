@@ -8,16 +8,25 @@ from .components import Components
 from .contingency import Contingency, ContingencySum
 from .instances import Agreement, InstanceScores, adapted_rand, evaluate_instances, variation_of_information
 from .masks import MaskScores, evaluate_mask
+from .report import Picture, Table, write_report
+from .scores import FLOOR, print_rows, print_scores, score_rows
 
 __all__ = [
+    "FLOOR",
     "Agreement",
     "Components",
     "Contingency",
     "ContingencySum",
     "InstanceScores",
     "MaskScores",
+    "Picture",
+    "Table",
     "adapted_rand",
     "evaluate_instances",
     "evaluate_mask",
+    "print_rows",
+    "print_scores",
+    "score_rows",
     "variation_of_information",
+    "write_report",
 ]

@@ -78,9 +78,7 @@ class Components:
                     continue
                 theirs = np.frombuffer(zlib.decompress(waiting), np.uint64).reshape(mine.shape)
                 pairs = Contingency.of(mine, theirs)
-                self._contacts.append(
-                    np.stack([pairs.prediction, pairs.truth], axis=1)[pairs.prediction != 0]
-                )
+                self._contacts.append(np.stack([pairs.prediction, pairs.truth], axis=1)[pairs.prediction != 0])
 
 
 def _first_voxels(local: Labels) -> NDArray[np.intp]:

@@ -121,9 +121,7 @@ def evaluate_instances(
     _require_labels(prediction, truth)
     table, parts = _count(PairedBlocks(prediction, truth, block, quiet=quiet), components)
     if not len(table):
-        raise DataError(
-            f"{truth.url}: every voxel is 0 (no label), so there is nothing to score; check the file"
-        )
+        raise DataError(f"{truth.url}: every voxel is 0 (no label), so there is nothing to score; check the file")
     bodies, size, body_row = parts.sizes(parts.truth)
     kept = parts.where(size[body_row] >= min_size)
     if not len(kept):
@@ -175,6 +173,4 @@ def _as_labels(volume: Volume, voxels: NDArray[Any]) -> Labels:
 def _require_labels(*volumes: Volume) -> None:
     for volume in volumes:
         if np.dtype(volume.spec.dtype).kind not in "iu":
-            raise DataError(
-                f"{volume.url}: holds {volume.spec.dtype}, not labels; give a volume of integer labels"
-            )
+            raise DataError(f"{volume.url}: holds {volume.spec.dtype}, not labels; give a volume of integer labels")

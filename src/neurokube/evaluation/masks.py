@@ -72,9 +72,7 @@ def evaluate_mask(
             are only 0 and 1.
     """
     if np.dtype(truth.spec.dtype).kind not in "biu":
-        raise DataError(
-            f"{truth.url}: holds {truth.spec.dtype}, not a mask; give a volume of integers, 0 outside"
-        )
+        raise DataError(f"{truth.url}: holds {truth.spec.dtype}, not a mask; give a volume of integers, 0 outside")
     lowest = _default_threshold(prediction.spec) if threshold is None else threshold
     confusion, highest = np.zeros(4, np.int64), 0.0
     for _, predicted, true in PairedBlocks(prediction, truth, block, quiet=quiet):
@@ -93,9 +91,7 @@ def evaluate_mask(
         )
     negative, missed, wrong, found = (int(n) for n in confusion)
     if found + missed == 0:
-        raise DataError(
-            f"{truth.url}: every voxel is 0 (background), so there is nothing to score; check the file"
-        )
+        raise DataError(f"{truth.url}: every voxel is 0 (background), so there is nothing to score; check the file")
     return MaskScores(found, wrong, missed, negative, float(lowest))
 
 

@@ -34,9 +34,7 @@ def label_colours(labels: NDArray[np.integer], seed: int = 0) -> RGB:
     """Colour labels (y, x), each by a hash of it and the seed: the same in every section; 0 is black."""
     ids, position = np.unique(labels, return_inverse=True)
     bits = _mixed(ids.astype(np.uint64) + _mixed(np.array([seed], np.uint64)))
-    hue, saturation, value = (
-        (bits >> np.uint64(shift) & np.uint64(0xFFFF)) / 0xFFFF for shift in (0, 16, 32)
-    )
+    hue, saturation, value = ((bits >> np.uint64(shift) & np.uint64(0xFFFF)) / 0xFFFF for shift in (0, 16, 32))
     # the distance on the colour circle to red, green and blue says how much of each is in a hue
     pure = np.clip(np.abs((6 * hue[:, None] + [0, 4, 2]) % 6 - 3) - 1, 0, 1)
     saturation, value = 0.5 + saturation / 2, 0.6 + 0.4 * value

@@ -43,9 +43,7 @@ class PairedBlocks:
 def _require_same_space(prediction: Volume, truth: Volume) -> None:
     for volume in (prediction, truth):
         if volume.spec.channels is not None:
-            raise DataError(
-                f"{volume.url}: has {volume.spec.channels} channels; give a volume with axes z, y, x"
-            )
+            raise DataError(f"{volume.url}: has {volume.spec.channels} channels; give a volume with axes z, y, x")
     p, t = prediction.spec, truth.spec
     if p.shape != t.shape:
         raise DataError(

@@ -68,9 +68,7 @@ class Server:
         self.url = http.viewer_at(http.authority)
         """The viewer with its state, what a browser is to open."""
         self._http = http
-        self._thread = Thread(
-            target=http.serve_forever, kwargs={"poll_interval": 0.1}, name="viewer", daemon=True
-        )
+        self._thread = Thread(target=http.serve_forever, kwargs={"poll_interval": 0.1}, name="viewer", daemon=True)
         self._thread.start()
 
     def serve_forever(self) -> None:
@@ -94,9 +92,7 @@ class Server:
 
 def open_in_browser(url: str) -> bool:
     """Open a web browser and return True, or return False where there is none with a screen."""
-    if sys.platform == "linux" and not any(
-        os.environ.get(v) for v in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
-    ):
+    if sys.platform == "linux" and not any(os.environ.get(v) for v in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")):
         return False  # what is left there is a text browser, which would take the terminal and show nothing
     try:
         return webbrowser.open(url)
@@ -279,9 +275,7 @@ class _Handler(BaseHTTPRequestHandler):
                 part = range(size)
                 self._reply(HTTPStatus.OK, size, **headers)
             elif not part:
-                return self._reply(
-                    HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, Content_Range=f"bytes */{size}"
-                )
+                return self._reply(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, Content_Range=f"bytes */{size}")
             else:
                 headers["Content_Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
                 self._reply(HTTPStatus.PARTIAL_CONTENT, len(part), **headers)

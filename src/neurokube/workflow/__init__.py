@@ -1,9 +1,9 @@
 """Workflows: what is to be computed, the plan, the ledger of what is done, and the driver.
 
-    workflow  =  a graph of stages            what is to be computed   (spec, plan)
-    ledger    =  which blocks are done        what has been computed   (ledger, run)
-    worker    =  blocks to be computed        one function             (worker)
-    driver    =  steps to be finished         with any engine          (driver)
+workflow  =  a graph of stages            what is to be computed   (spec, plan)
+ledger    =  which blocks are done        what has been computed   (ledger, run)
+worker    =  blocks to be computed        one function             (worker)
+driver    =  steps to be finished         with any engine          (driver)
 """
 
 from .driver import Summary, execute

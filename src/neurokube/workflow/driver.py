@@ -77,6 +77,7 @@ def _step(run: Run, step: PlannedStep, engine: Engine, bars: Progress, summary: 
             bars.update(bar, completed=ledger.count())
             if given_up >= failures.limit:
                 engine.drain()
+                raise NeuroKubeError(f"{_failure(run, step)}; ended early, as failures.limit is {failures.limit}")
     remaining = ledger.remaining()
     bars.update(bar, completed=total - len(remaining))
     summary.computed[step.name] = total - len(remaining) - found
@@ -86,13 +87,13 @@ def _step(run: Run, step: PlannedStep, engine: Engine, bars: Progress, summary: 
         raise Drained(
             f"stopped in {step.name} with {total - len(remaining)} of {total} blocks done; run again to go on"
         )
-    return _failure(run, step, len(remaining))
+    return _failure(run, step)
 
 
-def _failure(run: Run, step: PlannedStep, missing: int) -> str:
+def _failure(run: Run, step: PlannedStep) -> str:
     notes = run.quarantined(step)
     if not notes:
-        return f"{step.name}: {missing} blocks were not computed, and no worker said why; run again"
+        return f"{step.name}: blocks are missing, and no worker said why; run again"
     first = notes[0]
     names = ", ".join(str(note["block"]) for note in notes[:10]) + (", ..." if len(notes) > 10 else "")
     error = first["error"].splitlines()[0]

@@ -1,0 +1,307 @@
+"""The command line: a thin face that parses, calls and prints.
+
+Exit codes: 0 done; 64 usage; 65 bad data; 75 try again, nothing was lost; 78 configuration; 85 drained;
+1 anything else.  Imports that take time happen inside the commands, so that `--help` answers at once.
+"""
+
+import json
+import os
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="neurokube",
+    help="Reconstruct brain tissue from volume electron microscopy: from an image stack to a segmentation.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Workers = Annotated[
+    int | None, typer.Option("--workers", "-w", min=0, help="worker processes; 0: in this process [default: cores]")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+RunFolder = Annotated[str, typer.Argument(help="run folder or URL", show_default=False)]
+WorkflowFile = Annotated[str, typer.Argument(help="workflow file (YAML)", show_default=False)]
+Region = Annotated[str | None, typer.Option(help="cut-out Z0:Z1,Y0:Y1,X0:X1 in voxels")]
+
+
+def main() -> None:
+    """Run the command line; errors a user can mend are one line on standard error."""
+    from .errors import NeuroKubeError
+
+    try:
+        sys.exit(app(standalone_mode=False))
+    except typer.TyperException as error:
+        _fail(error.format_message(), 64)
+    except NeuroKubeError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("stopped", 85)
+    except BrokenPipeError:
+        os._exit(0)
+    except Exception as error:
+        if os.environ.get("NEUROKUBE_DEBUG"):
+            raise
+        _fail(f"a bug: {type(error).__name__}: {error}; set NEUROKUBE_DEBUG=1 to see where, and report it", 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"neurokube: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
+) -> None:
+    """Reconstruct brain tissue from volume electron microscopy."""
+    if version:
+        from . import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    folder: Annotated[str, typer.Argument(help="where to write; must be new or an earlier demo")] = "demo",
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Synthesize tissue, reconstruct it, score it, write a report: no data needed."""
+    from .demo import demonstrate
+
+    demonstrate(folder, workers=_workers(workers), quiet=quiet)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="folder of slices, TIFF, HDF5 (file.h5:dataset), MRC or .npy")],
+    destination: Annotated[str, typer.Argument(help="volume to create, as image.zarr")],
+    voxel_size: Annotated[str | None, typer.Option(help="Z,Y,X in nm [default: what the file says]")] = None,
+    labels: Annotated[bool, typer.Option("--labels", help="values are labels, not intensities")] = False,
+    dataset: Annotated[str | None, typer.Option(help="dataset inside an HDF5 file")] = None,
+    to_8bit: Annotated[str | None, typer.Option(help="16 to 8 bit: 'auto', or LOW,HIGH intensities")] = None,
+    offset: Annotated[str, typer.Option(help="position Z,Y,X of the first voxel in nm")] = "0,0,0",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a volume that is there")] = False,
+    allow_gaps: Annotated[bool, typer.Option("--allow-gaps", help="accept missing slice numbers")] = False,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="threads that decode slices")] = 2,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Import an image stack as a volume, check it, and say what it looks like."""
+    from dataclasses import asdict
+
+    from .volumes.importing import import_volume
+
+    report = import_volume(
+        source,
+        destination,
+        voxel_size=None if voxel_size is None else _numbers(voxel_size, "--voxel-size"),
+        kind="labels" if labels else "image",
+        dataset=dataset,
+        to_8bit="auto" if to_8bit == "auto" else None if to_8bit is None else _numbers(to_8bit, "--to-8bit", 2),
+        offset=_numbers(offset, "--offset"),
+        overwrite=overwrite,
+        allow_gaps=allow_gaps,
+        workers=workers,
+        quiet=quiet,
+    )
+    if as_json:
+        print(json.dumps(asdict(report), indent=2))
+        return
+    z, y, x = report.shape
+    print(
+        f"{destination}: {z} x {y} x {x} voxels (z y x) of {'x'.join(f'{v:g}' for v in report.voxel_size)} nm, "
+        f"{report.dtype}, in {report.seconds:.1f} s ({report.megavoxels_per_second:.1f} Mvoxel/s), read back and equal"
+    )
+    for finding in report.findings:
+        print(f"{finding.severity}: {finding.message}")
+
+
+@app.command()
+def init(
+    volume: Annotated[str, typer.Argument(help="imported volume")],
+    output: Annotated[str, typer.Option("--output", "-o", help="file to write")] = "workflow.yaml",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a file that is there")] = False,
+) -> None:
+    """Write a commented workflow that fits a volume."""
+    from .workflow.template import write_workflow
+
+    write_workflow(volume, output, overwrite=overwrite)
+    print(f"{output} is ready: look it over, then 'neurokube run {output}'")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine can do."""
+    from .doctor import examine, print_findings
+
+    findings = examine()
+    if as_json:
+        print(json.dumps(findings, indent=2))
+    else:
+        print_findings(findings)
+
+
+@app.command()
+def plan(workflow: WorkflowFile, region: Region = None, as_json: AsJson = False) -> None:
+    """Show blocks and bytes of every step, before anything runs."""
+    from .workflow.status import describe_plan, print_plan
+
+    steps = describe_plan(_planned(workflow, region))
+    if as_json:
+        print(json.dumps(steps, indent=2))
+    else:
+        print_plan(steps)
+
+
+@app.command()
+def run(
+    workflow: WorkflowFile,
+    workers: Workers = None,
+    region: Region = None,
+    engine: Annotated[str, typer.Option(help="where it runs: local")] = "local",
+    quiet: Quiet = False,
+) -> None:
+    """Run a workflow; run it again to go on after any interruption."""
+    from .errors import UsageError
+    from .workflow import execute
+    from .workflow.status import print_summary
+
+    if engine != "local":
+        raise UsageError(f"--engine {engine}: this version has the engine 'local'")
+    planned = _planned(workflow, region)
+    summary = execute(planned, _engine(_workers(workers)), quiet=quiet)
+    print_summary(planned, summary)
+
+
+@app.command()
+def status(run: RunFolder, as_json: AsJson = False) -> None:
+    """Show how far a run is; ends with 1 where blocks failed."""
+    from .workflow import Run
+    from .workflow.status import print_status, read_status
+
+    state = read_status(Run.open(run))
+    if as_json:
+        print(json.dumps(state, indent=2))
+    else:
+        print_status(state)
+    if state["quarantined"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def work(
+    run: RunFolder,
+    step: Annotated[str, typer.Argument(help="STAGE/STEP, as 'neurokube plan' names it")],
+    batch: Annotated[str, typer.Option(help="I/N: share I (from 0) of N of the step's blocks")] = "0/1",
+) -> None:
+    """Work through a share of a step's blocks: what a pod runs.  SIGTERM ends it after a block, with 85."""
+    import signal
+    import threading
+
+    from .engines import Batch
+    from .errors import Drained, NeuroKubeError, UsageError
+    from .workflow import Run
+    from .workflow import work as work_through
+
+    try:
+        index, of = (int(n) for n in batch.split("/"))
+    except ValueError:
+        raise UsageError(f"--batch {batch}: write it as I/N, as 0/8") from None
+    if not 0 <= index < of:
+        raise UsageError(f"--batch {batch}: I counts from 0 to N - 1")
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.set())
+    blocks = len(Run.open(run).plan.step(step).blocks)
+    report = work_through(run, step, Batch.share(index, of, blocks), asked.is_set)
+    print(json.dumps({"done": report.done, "failed": report.failed, "drained": report.drained}))
+    if report.drained:
+        raise Drained("asked to stop; what was done is recorded")
+    if report.failed:
+        raise NeuroKubeError(f"{step}: {len(report.failed)} blocks failed: {report.failed}; see the quarantine folder")
+
+
+@app.command()
+def evaluate(
+    prediction: Annotated[str, typer.Argument(help="volume to score")],
+    truth: Annotated[str, typer.Argument(help="ground truth")],
+    mask: Annotated[bool, typer.Option("--mask", help="score as masks, not as instances")] = False,
+    threshold: Annotated[float | None, typer.Option(help="masks: prediction from this value on")] = None,
+    min_size: Annotated[int, typer.Option(min=0, help="leave out truth bodies under this many voxels")] = 0,
+    components: Annotated[
+        bool, typer.Option(help="relabel the truth by connected components within the volume")
+    ] = True,
+    region: Region = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score a segmentation, or a mask, against ground truth."""
+    from .blocks import parse_region
+    from .evaluation import evaluate_instances, evaluate_mask, print_scores
+    from .volumes import open_volume
+
+    volumes = [open_volume(prediction), open_volume(truth)]
+    if region is not None:
+        volumes = [volume.crop(parse_region(region)) for volume in volumes]
+    scores: Any
+    if mask:
+        scores = evaluate_mask(*volumes, threshold=threshold, quiet=quiet)
+    else:
+        scores = evaluate_instances(*volumes, min_size=min_size, components=components, quiet=quiet)
+    if as_json:
+        print(json.dumps(scores.as_dict(), indent=2))
+    else:
+        print_scores(scores)
+
+
+@app.command()
+def view(
+    run: RunFolder,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port on 127.0.0.1; 0: any that is free")] = 0,
+    open_browser: Annotated[bool, typer.Option("--open/--no-open", help="open a web browser")] = True,
+) -> None:
+    """Look at a run, or a volume, in Neuroglancer; no internet needed."""
+    from .viewer import view_run
+
+    view_run(run, port=port, open_browser=open_browser)
+
+
+def _workers(workers: int | None) -> int:
+    if workers is not None:
+        return workers
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _engine(workers: int) -> Any:
+    from .engines import InProcess
+    from .engines.local import Local
+
+    return Local(workers) if workers else InProcess()
+
+
+def _planned(workflow: str, region: str | None) -> Any:
+    from .blocks import parse_region
+    from .workflow import Run, load_workflow
+
+    return Run.planned(load_workflow(workflow), parse_region(region) if region else None)
+
+
+def _numbers(text: str, option: str, count: int = 3) -> Any:
+    from .errors import UsageError
+
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count:
+        example = "40,4,4" if count == 3 else "1000,30000"
+        raise UsageError(f"{option} {text}: give {count} numbers, as {example}")
+    return numbers

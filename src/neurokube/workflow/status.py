@@ -1,0 +1,113 @@
+"""How far a run is, and what a plan comes to, for people and for programs."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..blocks import Blocks
+from .driver import Summary
+from .ledger import Record
+from .plan import Plan, PlannedStep, output_bytes
+from .run import Run
+
+
+def describe_plan(run: Run) -> list[dict[str, Any]]:
+    """Return a row a step: blocks, voxels of a block, and bytes written before compression."""
+    rows = []
+    for name, step in run.plan.steps.items():
+        grid = step.step.grid
+        block = [min(c * n, s) for c, n, s in zip(grid.cell, step.blocks.cells, grid.shape, strict=True)]
+        rows.append(
+            {
+                "step": name,
+                "blocks": len(step.blocks),
+                "block": block if len(grid) > 1 else list(grid.shape),
+                "bytes": _step_bytes(run.plan, step),
+            }
+        )
+    return rows
+
+
+def _step_bytes(plan: Plan, step: PlannedStep) -> int:
+    outputs = {t.output.name: t for t in step.step.targets if t.level == 0}
+    return sum(output_bytes(target.output) for target in outputs.values())
+
+
+def print_plan(rows: list[dict[str, Any]]) -> None:
+    """Print the plan as a table."""
+    table = Table("step", "blocks", "block (z y x)", "before compression", title_justify="left")
+    for row in rows:
+        table.add_row(
+            row["step"], str(row["blocks"]), " x ".join(str(n) for n in row["block"]), human_bytes(row["bytes"])
+        )
+    total = sum(row["bytes"] for row in rows)
+    table.add_row("[bold]all", str(sum(row["blocks"] for row in rows)), "", human_bytes(total))
+    Console().print(table)
+
+
+def read_status(run: Run) -> dict[str, Any]:
+    """Return the state of every step: blocks done and in all, time and memory of its blocks, failures."""
+    steps = {}
+    quarantined = []
+    for name, step in run.plan.steps.items():
+        records = distinct(run, step)
+        steps[name] = {"done": run.ledger(step).count(), "blocks": len(step.blocks), **cost(records)}
+        quarantined += [{k: note[k] for k in ("step", "block", "voxels", "error")} for note in run.quarantined(step)]
+    done = sum(step["done"] for step in steps.values())
+    total = sum(step["blocks"] for step in steps.values())
+    state = "done" if done == total else "failed" if quarantined else "unfinished"
+    return {"run": run.url, "state": state, "done": done, "blocks": total, "steps": steps, "quarantined": quarantined}
+
+
+def distinct(run: Run, step: PlannedStep) -> list[Record]:
+    """Return the records of a step, one a block."""
+    found: dict[tuple[Blocks, int], Record] = {}
+    for blocks, record in run.ledger(step).records():
+        found[blocks, record.block] = record
+    return list(found.values())
+
+
+def cost(records: list[Record]) -> dict[str, Any]:
+    """Return what blocks cost together: seconds of work, bytes written, the most memory of a worker."""
+    return {
+        "seconds": round(sum(r.seconds for r in records), 3),
+        "bytes": sum(r.bytes for r in records),
+        "peak_memory": max((r.peak_memory for r in records), default=0),
+        "hosts": sorted({r.host for r in records}),
+    }
+
+
+def print_status(state: dict[str, Any]) -> None:
+    """Print the state as a table."""
+    table = Table("step", "blocks", "work", "written", "worker's peak memory")
+    for name, step in state["steps"].items():
+        table.add_row(
+            name,
+            f"{step['done']}/{step['blocks']}",
+            f"{step['seconds']:.1f} s",
+            human_bytes(step["bytes"]),
+            human_bytes(step["peak_memory"]),
+        )
+    console = Console()
+    console.print(f"{state['run']}: {state['state']}, {state['done']} of {state['blocks']} blocks", highlight=False)
+    console.print(table)
+    for note in state["quarantined"]:
+        error = note["error"].splitlines()[0]
+        console.print(f"failed: {note['step']} block {note['block']} (voxels {note['voxels']}): {error}", style="red")
+
+
+def print_summary(run: Run, summary: Summary) -> None:
+    """Say in two lines what a run did and what to do next."""
+    computed, found = sum(summary.computed.values()), sum(summary.found.values())
+    print(f"{run.url}: done; {computed} blocks computed, {found} found done")
+    print(f"look at it with 'neurokube view {run.url}'")
+
+
+def human_bytes(count: float) -> str:
+    """Return a number of bytes for a person to read."""
+    units = ["B", "kB", "MB", "GB"]
+    while count >= 1000 and units:
+        count /= 1000
+        units.pop(0)
+    return f"{count:.3g} {units[0] if units else 'TB'}"

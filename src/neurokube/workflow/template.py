@@ -1,0 +1,68 @@
+"""A commented workflow for a given volume."""
+
+from pathlib import Path
+
+from ..errors import UsageError, surroundings
+from ..stages import STAGES, Stage
+from ..volumes import Volume, open_volume
+
+_CHAIN = ("boundaries", "fragments", "graph", "multicut", "segmentation")
+
+
+def write_workflow(volume_url: str, path: str, *, overwrite: bool = False) -> None:
+    """Write a workflow file for a volume.
+
+    Raises:
+        UsageError: where the file is there already.
+        DataError: where there is no volume, or not one that a workflow can start from.
+    """
+    file = Path(path)
+    if file.exists() and not overwrite:
+        raise UsageError(f"{path}: is there already; choose another name with --output, or give --overwrite")
+    text = workflow_text(open_volume(volume_url), file.absolute().parent)
+    try:
+        file.write_text(text)
+    except OSError as error:
+        raise surroundings(error, path) or UsageError(f"{path}: {error.strerror}") from None
+
+
+def workflow_text(volume: Volume, folder: Path) -> str:
+    """Return the YAML of a workflow that fits the volume and lies in `folder`."""
+    spec = volume.spec
+    name = volume.url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr")
+    sections = "one by one: z is coarse" if spec.is_coarse else "together, in 3D"
+    path = volume.url if "://" in volume.url else _shown(Path(volume.url), folder)
+    z, y, x = spec.shape
+    lines = [
+        f"# A workflow for {name}: {z} x {y} x {x} voxels (z, y, x) of "
+        f"{' x '.join(f'{v:g}' for v in spec.voxel_size)} nm.",
+        f"# Sections are taken {sections}.",
+        "# A commented line shows a default; take the '#' away to change it. Then:",
+        "#   neurokube run FILE                                     runs it, and goes on after any interruption",
+        "#   neurokube run FILE --region 0:50,0:512,0:512           a quick look at a cut-out",
+        f"name: {name}",
+        "workspace: runs    # the run is written to <workspace>/<name>, beside this file",
+        "",
+        "inputs:",
+        f"  image: {{path: {path}}}",
+        "",
+        "stages:",
+    ]
+    for kind in _CHAIN:
+        lines += _stage_lines(kind, STAGES[kind])
+    return "\n".join(lines) + "\n"
+
+
+def _shown(path: Path, folder: Path) -> str:
+    path = path.absolute()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+
+def _stage_lines(kind: str, stage: type[Stage]) -> list[str]:
+    lines = [f"  # {(stage.__doc__ or '').splitlines()[0]}", f"  {kind}:"]
+    for name, field in stage.model_fields.items():
+        default = field.default
+        value = "null" if default is None else list(default) if isinstance(default, tuple) else default
+        text = str(value).lower() if isinstance(value, bool) else value
+        lines.append(f"    # {name}: {text}".ljust(36) + f"# {field.description}")
+    return [*lines, ""]
