@@ -120,6 +120,10 @@ def import_(
         f"{destination}: {z} x {y} x {x} voxels (z y x) of {'x'.join(f'{v:g}' for v in report.voxel_size)} nm, "
         f"{report.dtype}, in {report.seconds:.1f} s ({report.megavoxels_per_second:.1f} Mvoxel/s), read back and equal"
     )
+    if report.gray_range is not None:
+        print("intensities {:g} to {:g} became 0 to 255".format(*report.gray_range))
+    for remark in report.remarks:
+        print(f"note: {remark}")
     for finding in report.findings:
         print(f"{finding.severity}: {finding.message}")
 

@@ -55,4 +55,5 @@ class Blend:
 
     def result(self) -> NDArray[np.float32]:
         """Return the blended prediction, shape (channel, z, y, x); 0 where no window was added."""
-        return self._sum / np.maximum(self._weight, np.float32(np.finfo(np.float32).tiny))
+        mean: NDArray[np.float32] = np.divide(self._sum, np.maximum(self._weight, np.finfo(np.float32).tiny))
+        return mean

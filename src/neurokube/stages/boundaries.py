@@ -124,7 +124,8 @@ def _ridges(
         np.maximum(best, sheet * np.float32(min(sigma) ** 2), out=best)
     # a ramp uses exact arithmetic only, so the same bits come out on every processor
     strength = (best - np.float32(_NOISE)) * np.float32(255 * contrast / (_MEMBRANE - _NOISE))
-    return (np.clip(strength, 0, 255) + np.float32(0.5)).astype(np.uint8)
+    ridges: NDArray[np.uint8] = (np.clip(strength, 0, 255) + np.float32(0.5)).astype(np.uint8)
+    return ridges
 
 
 def _normalized(

@@ -111,7 +111,8 @@ def watershed_tile(
 
     if not flat:
         flooded = flood(slice(None), voxel_size)[inner.slices]
-        return label(np.ascontiguousarray(flooded), connectivity=1)
+        labels: NDArray[np.uint64] = label(np.ascontiguousarray(flooded), connectivity=1)
+        return labels
     sections, count = [], 0
     for z in range(inner.start[0], inner.stop[0]):
         section = label(np.ascontiguousarray(flood(z, voxel_size[1:])[inner.slices[1:]]), connectivity=1)

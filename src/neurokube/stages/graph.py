@@ -116,7 +116,8 @@ def load_graph(grid: Grid, data: Data) -> WholeGraph:
 def dense_numbers(ids: NDArray[np.uint64], grid: Grid, offsets: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return the dense number, from 0, of fragment ids (none of them 0)."""
     tile, number = np.divmod(ids - np.uint64(1), np.uint64(prod(grid.cell)))
-    return offsets[tile, 0] + number
+    numbers: NDArray[np.uint64] = offsets[tile, 0] + number
+    return numbers
 
 
 def fragment_ids(grid: Grid, cell: int, count: int) -> NDArray[np.uint64]:
