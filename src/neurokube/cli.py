@@ -14,7 +14,6 @@ import typer
 app = typer.Typer(
     name="neurokube",
     help="Reconstruct brain tissue from volume electron microscopy: from an image stack to a segmentation.",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -37,7 +36,7 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:
-        _fail(error.format_message(), 64)
+        _fail(_explained(error), 64)
     except NeuroKubeError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -50,6 +49,13 @@ def main() -> None:
         _fail(f"a bug: {type(error).__name__}: {error}; set NEUROKUBE_DEBUG=1 to see where, and report it", 1)
 
 
+def _explained(error: typer.TyperException) -> str:
+    """Return what is wrong with the command line, in our words, and where its help is."""
+    message = error.format_message().replace("Input should be", "must be").split(", unable to parse")[0].rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{message}; see '{context.command_path if context else 'neurokube'} --help'"
+
+
 def _fail(message: str, code: int) -> NoReturn:
     print(f"neurokube: {message}", file=sys.stderr)
     sys.exit(code)
@@ -57,6 +63,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 @app.callback(invoke_without_command=True)
 def version(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
 ) -> None:
     """Reconstruct brain tissue from volume electron microscopy."""
@@ -65,6 +72,11 @@ def version(
 
         print(__version__)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        from .errors import UsageError
+
+        print(context.get_help())
+        raise UsageError("name one of the commands above")
 
 
 @app.command()
@@ -293,9 +305,15 @@ def _engine(workers: int) -> Any:
 
 def _planned(workflow: str, region: str | None) -> Any:
     from .blocks import parse_region
+    from .errors import ConfigurationError, DataError
     from .workflow import Run, load_workflow
 
-    return Run.planned(load_workflow(workflow), parse_region(region) if region else None)
+    box = parse_region(region) if region is not None else None
+    loaded = load_workflow(workflow)
+    try:
+        return Run.planned(loaded, box)
+    except (ConfigurationError, DataError) as error:
+        raise type(error)(f"{workflow}: {error}") from None
 
 
 def _numbers(text: str, option: str, count: int = 3) -> Any:

@@ -143,6 +143,8 @@ class WindowGrid:
 
     def touching(self, box: Box) -> Iterator[int]:
         """Yield, in ascending order, the numbers of the windows that share a voxel with `box`."""
+        if box.size == 0:
+            return
         hits = [
             [k for k, s in enumerate(starts) if s < b and s + w > a]
             for starts, w, a, b in zip(self.starts, self.window, box.start, box.stop, strict=True)

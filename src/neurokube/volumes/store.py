@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ def context() -> ts.Context:
     """Return the process's tensorstore context: a bounded cache and bounded copies."""
     return ts.Context(
         {
-            "cache_pool": {"total_bytes_limit": 64 << 20},
+            "cache_pool": {"total_bytes_limit": 16 << 20},
             "data_copy_concurrency": {"limit": 2},
             "s3_request_retries": {"max_retries": 5, "initial_delay": "100ms", "max_delay": "2s"},
         }
@@ -70,32 +72,31 @@ class Store:
 
     def read(self, key: str) -> bytes | None:
         """Return an object, or None where there is none."""
-        result = self._kv.read(key).result()
+        with self._faults(key):
+            result = self._kv.read(key).result()
         return bytes(result.value) if result.state == "value" else None
 
     def write(self, key: str, value: bytes) -> None:
         """Write an object whole."""
-        try:
+        with self._faults(key):
             self._kv.write(key, value).result()
-        except (ValueError, OSError) as error:
-            raise surroundings(error, join(self.url, key)) or error from None
 
     def keys(self, prefix: str = "") -> list[str]:
         """Return the keys that start with `prefix`, sorted."""
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""
-        return sorted(k.decode() for k in self._kv.list(ts.KvStore.KeyRange(prefix, end)).result())
+        with self._faults(prefix):
+            return sorted(k.decode() for k in self._kv.list(ts.KvStore.KeyRange(prefix, end)).result())
 
     def delete(self, key: str) -> None:
         """Remove an object; it need not exist."""
-        self._kv.write(key, None).result()
+        with self._faults(key):
+            self._kv.write(key, None).result()
 
     def delete_all(self, prefix: str = "") -> None:
         """Remove every object whose key starts with `prefix`."""
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""
-        try:
+        with self._faults(prefix):
             self._kv.delete_range(ts.KvStore.KeyRange(prefix, end)).result()
-        except (ValueError, OSError) as error:
-            raise surroundings(error, join(self.url, prefix)) or error from None
 
     def read_json(self, key: str) -> Any:
         """Return a JSON object, or None where there is none.
@@ -109,8 +110,15 @@ class Store:
         try:
             return json.loads(data)
         except ValueError as error:
-            raise DataError(f"{join(self.url, key)}: damaged JSON ({error})") from None
+            raise DataError(f"{join(self.url, key)}: damaged JSON ({error}); restore the file or remove it") from None
 
     def write_json(self, key: str, value: Any, *, indent: int | None = None) -> None:
         """Write a value as JSON."""
         self.write(key, json.dumps(value, indent=indent, separators=None if indent else (",", ":")).encode())
+
+    @contextmanager
+    def _faults(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            raise surroundings(error, join(self.url, key)) or error from None

@@ -1,8 +1,10 @@
 """A volume: an array with axes, voxel size and offset, in several resolutions."""
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import tensorstore as ts
@@ -194,40 +196,95 @@ def open_volume(url: str) -> Volume:
     group = Store(url).read_json("zarr.json")
     if group is None:
         raise DataError(f"{url}: no volume there (no zarr.json); make one with 'neurokube import SOURCE {url}'")
-    attributes = group.get("attributes", {})
-    try:
-        scales = attributes["ome"]["multiscales"][0]
-        axes = [axis["name"] for axis in scales["axes"]]
-        units = [_NANOMETRES[axis.get("unit", "nanometer")] for axis in scales["axes"][-3:]]
-        transforms = {t["type"]: t for t in scales["datasets"][0]["coordinateTransformations"]}
-        scale = [float(s) * u for s, u in zip(transforms["scale"]["scale"][-3:], units, strict=True)]
-        translation = transforms.get("translation", {}).get("translation", [0, 0, 0])[-3:]
-        offset = [float(o) * u for o, u in zip(translation, units, strict=True)]
-        paths = [str(d["path"]) for d in scales["datasets"]]
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{url}/zarr.json: no OME-NGFF 0.5 multiscale metadata that can be read ({error!r}); "
-            "import the data with 'neurokube import' or correct the file"
-        ) from None
-    if axes not in (["z", "y", "x"], ["c", "z", "y", "x"]):
-        raise DataError(f"{url}: axes are {axes}; they must be z, y, x or c, z, y, x")
-    arrays = tuple(_open_array(join(url, path), open=True) for path in paths)
-    ours = attributes.get("neurokube", {})
+    found = _metadata(f"{url}/zarr.json", group)
+    arrays = tuple(_open_array(join(url, path), open=True) for path in found.paths)
+    for path, array in zip(found.paths, arrays, strict=True):
+        if array.rank != found.axes:
+            raise DataError(
+                f"{join(url, path)}: has {array.rank} axes, not the {found.axes} that {url}/zarr.json names; "
+                "correct one of them"
+            )
     *lead, z, y, x = arrays[0].shape
     spec = VolumeSpec(
         shape=(int(z), int(y), int(x)),
         dtype=np.dtype(arrays[0].dtype.numpy_dtype).name,
-        voxel_size=cast(Nanometres, tuple(scale)),
-        offset=cast(Nanometres, tuple(offset)),
-        kind=ours.get("kind", "labels" if "image-label" in attributes["ome"] else "image"),
+        voxel_size=found.voxel_size,
+        offset=found.offset,
+        kind=found.kind,
         channels=int(lead[0]) if lead else None,
     )
-    return Volume(url, spec, arrays, ours)
+    return Volume(url, spec, arrays, found.ours)
 
 
 _ZSTD = {"name": "zstd", "configuration": {"level": 1}}
 _CRC = {"name": "crc32c"}
 _NANOMETRES = {"angstrom": 0.1, "nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "meter": 1e9}
+
+
+class _Metadata(NamedTuple):
+    axes: int
+    voxel_size: Nanometres
+    offset: Nanometres
+    paths: list[str]
+    kind: Kind
+    ours: Mapping[str, Any]
+
+
+def _metadata(where: str, group: Any) -> _Metadata:
+    """Read the metadata of a group: the axes, the place of the finest resolution, the arrays' paths."""
+    try:
+        ome = group["attributes"]["ome"]
+        scales = ome["multiscales"][0]
+        axes = [axis["name"] for axis in scales["axes"]]
+        units = [axis.get("unit", "nanometer") for axis in scales["axes"][-3:]]
+        _check_axes(where, axes, units)
+        # what stands for all resolutions comes after a resolution's own
+        transformations = [*scales["datasets"][0]["coordinateTransformations"]]
+        transformations += scales.get("coordinateTransformations") or []
+        scale, translation = (_nanometres(v, units) for v in _placed(transformations, len(axes)))
+        paths = [str(dataset["path"]) for dataset in scales["datasets"]]
+        ours = dict(group["attributes"].get("neurokube") or {})
+        kind = ours.get("kind", "labels" if "image-label" in ome else "image")
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else "it is malformed"
+        raise DataError(
+            f"{where}: no OME-NGFF 0.5 multiscale metadata that can be read ({reason}); "
+            "import the data with 'neurokube import' or correct the file"
+        ) from None
+    if not all(0 < s < math.inf for s in scale):
+        raise DataError(f"{where}: the voxel size is {scale} nm; correct the scale to lengths above 0")
+    if kind not in get_args(Kind):
+        raise DataError(f"{where}: neurokube.kind is {kind!r}; correct it to {' or '.join(get_args(Kind))}")
+    return _Metadata(len(axes), scale, translation, paths, kind, ours)
+
+
+def _nanometres(values: Sequence[float], units: Sequence[str]) -> Nanometres:
+    z, y, x = (value * _NANOMETRES[unit] for value, unit in zip(values[-3:], units, strict=True))
+    return z, y, x
+
+
+def _placed(transformations: Sequence[Any], axes: int) -> tuple[list[float], list[float]]:
+    """Return the scale and the translation, for each axis, that transformations come to one after another."""
+    scale, translation = [1.0] * axes, [0.0] * axes
+    for entry in transformations:
+        by = [float(value) for value in entry[entry["type"]]]
+        if entry["type"] == "scale":
+            scale = [s * b for s, b in zip(scale, by, strict=True)]
+            translation = [t * b for t, b in zip(translation, by, strict=True)]
+        elif entry["type"] == "translation":
+            translation = [t + b for t, b in zip(translation, by, strict=True)]
+        else:
+            raise ValueError(f"unknown transformation '{entry['type']}'")
+    return scale, translation
+
+
+def _check_axes(where: str, axes: Sequence[str], units: Sequence[str]) -> None:
+    if list(axes) not in (["z", "y", "x"], ["c", "z", "y", "x"]):
+        raise DataError(
+            f"{where}: axes are {', '.join(axes)}; they must be z, y, x or c, z, y, x: import the data anew"
+        )
+    if foreign := [unit for unit in units if unit not in _NANOMETRES]:
+        raise DataError(f"{where}: unknown unit '{foreign[0]}'; correct it to one of {', '.join(_NANOMETRES)}")
 
 
 def _fitting(shard: Vector, chunk: Vector) -> Vector:
@@ -241,12 +298,15 @@ def _open_array(url: str, **options: Any) -> Any:
     try:
         return ts.open(spec, context=context()).result()
     except ValueError as error:
-        raise surroundings(error, url) or DataError(f"{url}: cannot open the array: {_brief(error)}") from None
+        raise surroundings(error, url) or DataError(
+            f"{url}: cannot open the array: {_brief(error)}; restore it, or remove the volume and make it anew"
+        ) from None
 
 
 def _brief(error: Exception) -> str:
     """Return the part of a tensorstore message that a person can use, on one line."""
-    return " ".join(str(error).split(" [")[0].split())[:300]
+    message = re.split(r" \[\w+='", str(error))[0]
+    return " ".join(re.sub(r"^[A-Z_]+: ", "", message).split())[:300]
 
 
 def _ome(url: str, spec: VolumeSpec, factors: Sequence[Vector]) -> dict[str, Any]:

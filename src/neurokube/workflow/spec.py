@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import (
@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    StringConstraints,
     ValidationError,
     ValidatorFunctionWrapHandler,
 )
@@ -22,15 +23,19 @@ from ..blocks import Vector
 from ..errors import ConfigurationError
 from ..stages import STAGES, Stage
 
+_A_MAPPING = "must be a mapping, lines of 'name: value'"
+
 
 def _one_of_the_stages(value: Any, handler: ValidatorFunctionWrapHandler) -> Stage:
     """Build the stage that `stage:` names; the stage's own name stands for it where it is left out."""
     if isinstance(value, Stage):
         return value
+    if not isinstance(value, Mapping):
+        raise ValueError(_A_MAPPING)
     settings = dict(value)
     kind = settings.pop("stage")
-    if kind not in STAGES:
-        raise ValueError(f"unknown stage '{kind}'{_suggestion(kind, STAGES)}")
+    if not isinstance(kind, str) or kind not in STAGES:
+        raise ValueError(f"unknown stage '{kind}'{_suggestion(str(kind), STAGES)}")
     return STAGES[kind].model_validate(settings)
 
 
@@ -39,6 +44,9 @@ def _as_written(stage: Stage) -> dict[str, Any]:
 
 
 AnyStage = Annotated[Stage, Wrap(_one_of_the_stages), PlainSerializer(_as_written)]
+
+# a stage's name is a folder that the run may empty, and a dot sets off an output: `stage.output`
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class InputVolume(BaseModel):
@@ -65,8 +73,8 @@ class Workflow(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run's folder")
     workspace: str = Field("runs", description="folder or URL that holds runs; relative to the workflow file")
-    inputs: dict[str, InputVolume] = Field(default_factory=dict)
-    stages: dict[str, AnyStage] = Field(min_length=1)
+    inputs: dict[Name, InputVolume] = Field(default_factory=dict)
+    stages: dict[Name, AnyStage] = Field(min_length=1)
     block: Vector | None = Field(None, description="voxels (z, y, x) a worker takes at a time, for every stage")
     failures: Failures = Field(default_factory=Failures)
 
@@ -74,8 +82,10 @@ class Workflow(BaseModel):
         """Return the stages' names so that each comes after what it reads.
 
         Raises:
-            ConfigurationError: for a name that is not there, or a cycle.
+            ConfigurationError: for a name that is not there or is given twice, or a cycle.
         """
+        if both := self.inputs.keys() & self.stages.keys():
+            raise ConfigurationError(f"inputs.{min(both)}: a stage has this name too; give one of them another")
         graph: dict[str, set[str]] = {}
         known = [*self.inputs, *self.stages]
         for name, stage in self.stages.items():
@@ -103,22 +113,25 @@ def load_workflow(path: str) -> Workflow:
     """
     file = Path(path)
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror or error}; write one with 'neurokube init VOLUME'") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"{path}: not a text file; give the workflow's YAML file") from None
     try:
         document = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigurationError(f"{path}: not valid YAML{_yaml_problem(error)}; correct it") from None
     return parse_workflow(document, where=path, folder=file.parent)
 
 
 def parse_workflow(document: Any, *, where: str = "workflow", folder: Path | None = None) -> Workflow:
     """Check a workflow given as plain values; see `load_workflow`."""
     if not isinstance(document, Mapping):
-        raise ConfigurationError(f"{where}: a workflow is a mapping with the fields {', '.join(Workflow.model_fields)}")
+        raise ConfigurationError(
+            f"{where}: no workflow in it; it needs the fields name, inputs and stages: "
+            "write one with 'neurokube init VOLUME'"
+        )
     document = dict(document)
     if isinstance(stages := document.get("stages"), Mapping):
         # the empty stage, and the stage named by its own name
@@ -129,7 +142,7 @@ def parse_workflow(document: Any, *, where: str = "workflow", folder: Path | Non
     try:
         workflow = Workflow.model_validate(document)
     except ValidationError as error:
-        raise ConfigurationError(f"{where}: {describe(error)}") from None
+        raise ConfigurationError(f"{where}: {_describe(error.errors(), document)}") from None
     try:
         workflow.order()
     except ConfigurationError as error:
@@ -140,29 +153,72 @@ def parse_workflow(document: Any, *, where: str = "workflow", folder: Path | Non
     return workflow.model_copy(update={"inputs": inputs, "workspace": _resolved(workflow.workspace, folder)})
 
 
-def describe(error: ValidationError) -> str:
-    """Return the first mistake that pydantic found, as `field: what; remedy`, and how many more there are."""
-    first, *rest = error.errors()
-    if isinstance(inner := first.get("ctx", {}).get("error"), ValidationError):
-        nested, *more = inner.errors()
-        first, rest = {**nested, "loc": (*first["loc"], *nested["loc"])}, rest + more
-    field = ".".join(str(part) for part in first["loc"])
-    message = re.sub(r"^Value error, ", "", first["msg"])
-    message = message[0].lower() + message[1:]
+def _describe(mistakes: list[Any], document: Mapping[str, Any]) -> str:
+    """Return the first mistake that pydantic found, as `field: what; remedy`, and how many more there are.
+
+    An unknown field comes first: it is often what a missing one was meant to be.
+    """
+    first = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
+    location = first["loc"]
     if first["type"] == "extra_forbidden":
-        message = f"unknown field{_suggestion(str(first['loc'][-1]), _siblings(first['loc']))}"
-    elif first["type"] == "missing":
-        message = "this field is missing; add it"
-    elif "input" in first and not isinstance(first["input"], Mapping):
-        message += f" (it is {first['input']!r})"
-    return f"{field}: {message}" + (f" (and {len(rest)} more)" if rest else "")
+        message = f"unknown field{_suggestion(str(location[-1]), _fields(location, document))}"
+    elif first["type"] == "missing" and isinstance(location[-1], int):
+        location = location[:-1]
+        message = f"needs {1 + max(m['loc'][-1] for m in mistakes if m['loc'][:-1] == location)} values"
+    else:
+        message = _plain(first)
+    field = ".".join(str(part) for part in location if part != "[key]")
+    return f"{field}: {message}" + (f" (and {len(mistakes) - 1} more)" if mistakes[1:] else "")
 
 
-def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    if location[0] == "stages" and len(location) > 2:
-        return sorted({f for stage in STAGES.values() for f in stage.model_fields})
-    models: dict[int, type[BaseModel]] = {1: Workflow, 2: Failures}
-    return list(models.get(len(location), InputVolume).model_fields)
+_WORDING = {
+    "missing": "this field is missing; add it",
+    "dict_type": _A_MAPPING,
+    "model_type": _A_MAPPING,
+    "tuple_type": "must be a list, as [1, 2, 3]",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "string_type": "must be text; put it in quotes",
+    "string_pattern_mismatch": "use letters, digits, '_' and '-' only",
+    "too_short": "must not be empty; it needs at least {min_length}",
+    "too_long": "takes at most {max_length} values",
+}
+
+
+def _plain(mistake: Any) -> str:
+    """Return pydantic's words as a person would say them, with the value that was given."""
+    words = _WORDING.get(mistake["type"], mistake["msg"]).format(**mistake.get("ctx", {}))
+    words = re.sub(r"^(Value error, |Input should (?=be))", "", words)
+    words = re.sub(r"^be ", "must be ", words)
+    value = mistake["input"]
+    if isinstance(value, Mapping):
+        return words
+    given = "empty" if value is None else repr(value)
+    return f"{words} (it is {given if len(given) <= 60 else given[:57] + '...'})"
+
+
+def _fields(location: tuple[int | str, ...], document: Mapping[str, Any]) -> list[str]:
+    """Return the fields that can be given where the last part of a location was."""
+    model: type[BaseModel] = Workflow
+    if location[0] == "stages":
+        model, location = STAGES[document["stages"][location[1]]["stage"]], location[2:]
+    for part in location[:-1]:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        parts = (annotation, *get_args(annotation))
+        model = next((m for m in parts if isinstance(m, type) and issubclass(m, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def _yaml_problem(error: Exception) -> str:
+    """Return where the file stops being YAML, and why, as ` in line 3: why`."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f" in line {error.problem_mark.line + 1}: {error.problem}"
+    return f": {' '.join(str(error).split())}"
 
 
 def _suggestion(word: str, known: Any) -> str:
@@ -178,8 +234,12 @@ class _UniqueKeys(yaml.SafeLoader):
     """A loader to which a key that is given twice is a mistake, not an overwrite."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", node.start_mark)
+        before: list[Any] = []
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in before:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
+            before.append(key)
         return super().construct_mapping(node, deep)

@@ -1,8 +1,10 @@
 """A commented workflow for a given volume."""
 
+import json
+import re
 from pathlib import Path
 
-from ..errors import UsageError, surroundings
+from ..errors import DataError, UsageError, surroundings
 from ..stages import STAGES, Stage
 from ..volumes import Volume, open_volume
 
@@ -19,17 +21,28 @@ def write_workflow(volume_url: str, path: str, *, overwrite: bool = False) -> No
     file = Path(path)
     if file.exists() and not overwrite:
         raise UsageError(f"{path}: is there already; choose another name with --output, or give --overwrite")
-    text = workflow_text(open_volume(volume_url), file.absolute().parent)
+    volume = open_volume(volume_url)
+    spec = volume.spec
+    if spec.kind != "image" or spec.dtype != "uint8" or spec.channels is not None:
+        channels = "" if spec.channels is None else f" of {spec.channels} channels"
+        raise DataError(
+            f"{volume_url}: holds {spec.kind} of {spec.dtype}{channels}; a workflow starts from an 8-bit image: "
+            "name one, or import yours with --to-8bit auto"
+        )
+    text = workflow_text(volume, file.absolute().parent)
     try:
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise surroundings(error, path) or UsageError(f"{path}: {error.strerror}") from None
+        raise surroundings(error, path) or UsageError(
+            f"{path}: {error.strerror}; give --output a file in a folder that is there"
+        ) from None
 
 
 def workflow_text(volume: Volume, folder: Path) -> str:
     """Return the YAML of a workflow that fits the volume and lies in `folder`."""
     spec = volume.spec
     name = volume.url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-") or "volume"
     sections = "one by one: z is coarse" if spec.is_coarse else "together, in 3D"
     path = volume.url if "://" in volume.url else _shown(Path(volume.url), folder)
     z, y, x = spec.shape
@@ -40,11 +53,11 @@ def workflow_text(volume: Volume, folder: Path) -> str:
         "# A commented line shows a default; take the '#' away to change it. Then:",
         "#   neurokube run FILE                                     runs it, and goes on after any interruption",
         "#   neurokube run FILE --region 0:50,0:512,0:512           a quick look at a cut-out",
-        f"name: {name}",
+        f"name: {json.dumps(name)}",
         "workspace: runs    # the run is written to <workspace>/<name>, beside this file",
         "",
         "inputs:",
-        f"  image: {{path: {path}}}",
+        f"  image: {{path: {json.dumps(path, ensure_ascii=False)}}}",
         "",
         "stages:",
     ]
