@@ -11,15 +11,17 @@ import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from ..errors import NeuroKubeError
 from .base import Batch, Engine, Outcome, Report, Work
+from .lifeline import leave_with
 
 _TICK = 0.5
-_LOSSES = 10
+_LOSSES = 20
 
 
 class Local(Engine):
@@ -95,7 +97,7 @@ class Local(Engine):
         """Keep every worker busy with batches, see `Engine.execute`."""
         from parsl import python_app
 
-        app = python_app(work, data_flow_kernel=self._kernel)
+        app = python_app(_tended, data_flow_kernel=self._kernel)
         waiting = iter(batches)
         again: deque[tuple[Batch, int]] = deque()
         running: dict[Future[Report], tuple[Batch, int]] = {}
@@ -106,7 +108,8 @@ class Local(Engine):
                 entry = again.popleft() if again else next(((b, 0) for b in waiting), None)
                 if entry is None:
                     break
-                running[app(run_url, step_name, entry[0], str(self._stop))] = entry
+                future = app(os.getpid(), work, run_url, step_name, entry[0], str(self._stop))
+                running[future] = entry
             if not running:
                 return
             ended, _ = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED)
@@ -132,6 +135,18 @@ class Local(Engine):
                     yield Outcome(batch, None, f"its worker died {lost + 1} times (killed, or out of memory)")
                 else:
                     again.extend((part, lost + 1 if len(parts) == 1 else 0) for part in parts)
+
+
+def _tended(driver: int, work: Work, run_url: str, step_name: str, batch: Batch, stop: str) -> Report:
+    """Run the worker function in a process that ends with its driver, and with its pool."""
+    _hold_on_to(driver, os.getppid())
+    return work(run_url, step_name, batch, stop)
+
+
+@lru_cache(maxsize=1)
+def _hold_on_to(*processes: int) -> None:
+    for pid in processes:
+        leave_with(pid)
 
 
 def _is_loss(error: BaseException) -> bool:

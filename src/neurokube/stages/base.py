@@ -12,7 +12,7 @@ import io
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -220,6 +220,17 @@ class Stage(BaseModel):
     def outputs(self, sources: Mapping[str, Source]) -> dict[str, Output]:
         """Return what all the steps write, by name, in order."""
         return {t.output.name: t.output for step in self.steps(sources) for t in step.targets}
+
+
+class TiledStage(Stage):
+    """A stage that computes on canonical tiles of its own choice, each a shard of what it writes."""
+
+    tile: Vector | None = Field(None, description="voxels (z, y, x) of a canonical tile; the result depends on it")
+
+    def output(self, name: str, spec: VolumeSpec, *, pyramid: bool = False) -> VolumeOutput:
+        """Return an output whose shards are the stage's tiles."""
+        output = VolumeOutput.like(name, spec, pyramid=pyramid)
+        return output if self.tile is None else replace(output, cell=self.tile)
 
 
 def same_grid(role: str, spec: VolumeSpec, other_role: str, other: VolumeSpec) -> None:

@@ -16,10 +16,10 @@ from pydantic import Field
 
 from ..blocks import Box, Vector
 from ..volumes.volume import Nanometres
-from .base import Data, Source, Stage, Step, Target, VolumeOutput, over_cells, pyramid_steps
+from .base import Data, Source, Step, Target, TiledStage, over_cells, pyramid_steps
 
 
-class Boundaries(Stage):
+class Boundaries(TiledStage):
     """Ridge filter on the image; 0 is inside a cell, 255 on a membrane."""
 
     kind: ClassVar[str] = "boundaries"
@@ -40,7 +40,7 @@ class Boundaries(Stage):
         """Plan one pass over tiles, and the pyramid."""
         image = sources["image"].spec
         spec = replace(image, dtype="uint8", kind="image")
-        output = VolumeOutput.like("boundaries", spec, pyramid=True)
+        output = self.output("boundaries", spec, pyramid=True)
         flat = image.is_coarse if self.sections == "auto" else self.sections == "one by one"
         halo = filter_halo(self.scales, image.voxel_size, flat=flat)
 

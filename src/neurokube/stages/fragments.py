@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ..blocks import Box, Grid, Vector
+from ..blocks import Box, Grid
 from ..volumes.volume import Nanometres
-from .base import Data, Source, Stage, Step, TableOutput, Target, VolumeOutput, over_cells, same_grid
+from .base import Data, Source, Step, TableOutput, Target, TiledStage, over_cells, same_grid
 
 
-class Fragments(Stage):
+class Fragments(TiledStage):
     """Distance-transform watershed on canonical tiles, in 3D or section by section."""
 
     kind: ClassVar[str] = "fragments"
@@ -40,7 +40,6 @@ class Fragments(Stage):
     sections: Literal["auto", "one by one", "together"] = Field(
         "auto", description="flood each section alone (coarse z) or in 3D"
     )
-    tile: Vector | None = Field(None, description="voxels (z, y, x) of a canonical tile; the result depends on it")
     halo: float = Field(120.0, ge=0, description="nm around a tile that its watershed sees")
 
     def steps(self, sources: Mapping[str, Source]) -> list[Step]:
@@ -48,9 +47,7 @@ class Fragments(Stage):
         boundaries = sources["boundaries"].spec
         if "mask" in sources:
             same_grid("mask", sources["mask"].spec, "boundaries", boundaries)
-        output = VolumeOutput.like("fragments", replace(boundaries, dtype="uint64", kind="labels"))
-        if self.tile is not None:
-            output = replace(output, cell=self.tile)
+        output = self.output("fragments", replace(boundaries, dtype="uint64", kind="labels"))
         grid = output.grid()
         sizes = TableOutput("sizes", grid)
         flat = boundaries.is_coarse if self.sections == "auto" else self.sections == "one by one"

@@ -9,10 +9,10 @@ from ..blocks import Box, Vector
 from ..synthesis import Neuropil, synthesize
 from ..volumes import VolumeSpec
 from ..volumes.volume import Nanometres
-from .base import Data, Source, Stage, Step, Target, VolumeOutput, over_cells, pyramid_steps
+from .base import Data, Source, Step, Target, TiledStage, over_cells, pyramid_steps
 
 
-class Synthesis(Stage):
+class Synthesis(TiledStage):
     """Synthetic neuropil: outputs `image`, `labels` (cells), `membranes`, `mitochondria`, `vesicles`."""
 
     kind: ClassVar[str] = "synthesis"
@@ -28,9 +28,9 @@ class Synthesis(Stage):
         labels = VolumeSpec(self.shape, "uint64", self.voxel_size, kind="labels")
         mask = VolumeSpec(self.shape, "uint8", self.voxel_size, kind="labels")
         outputs = [
-            VolumeOutput.like("image", image, pyramid=True),
-            VolumeOutput.like("labels", labels, pyramid=True),
-            *(VolumeOutput.like(name, mask) for name in ("membranes", "mitochondria", "vesicles")),
+            self.output("image", image, pyramid=True),
+            self.output("labels", labels, pyramid=True),
+            *(self.output(name, mask) for name in ("membranes", "mitochondria", "vesicles")),
         ]
         grid = outputs[0].grid()
 

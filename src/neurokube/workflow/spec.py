@@ -218,7 +218,7 @@ def _yaml_problem(error: Exception) -> str:
     """Return where the file stops being YAML, and why, as ` in line 3: why`."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f" in line {error.problem_mark.line + 1}: {error.problem}"
-    return f": {' '.join(str(error).split())}"
+    return f": {str(error).splitlines()[0]}"
 
 
 def _suggestion(word: str, known: Any) -> str:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..engines.base import Batch, Report
-from ..errors import surroundings
+from ..errors import TryAgainError, surroundings
 from ..stages import Block, Data
 from ..volumes import Store
 from .ledger import Record, Writer
@@ -61,6 +61,8 @@ def _one_block(run: Run, step: PlannedStep, data: Data, block: int, writer: Writ
         try:
             step.step.compute(Block(step.blocks.box(block), cells), data)
             checksums = data.checksums(step.step.objects(cells))
+        except TryAgainError:
+            raise
         except Exception as error:
             if fault := surroundings(error, run.url):
                 raise fault from None

@@ -1,0 +1,36 @@
+# Everything sets itself up in .venv; PYTHON names the interpreter that makes it (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint bench clean
+help:
+	@echo "make demo    synthesize, reconstruct, score, report: see demo/report.html"
+	@echo "make test    lint, types and all tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   measure beside peers (see benchmarks/RESULTS.md)"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,view]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/neurokube demo demo
+
+lint: $(READY)
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,view,bench]'
+	for program in engine fragments importing startup memory kills; do $(BIN)/python benchmarks/$$program.py || exit 1; done
+
+clean:
+	rm -rf $(VENV) demo build

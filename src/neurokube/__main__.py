@@ -1,0 +1,5 @@
+"""`python -m neurokube` is `neurokube`."""
+
+from .cli import main
+
+main()
