@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import ndimage
+
+from neurokube.blocks import Box, Grid
+from neurokube.errors import ConfigurationError
+from neurokube.stages import Source, TableOutput, VolumeOutput
+from neurokube.stages.fragments import Fragments, first_id, watershed_tile
+from neurokube.stages.graph import fragment_ids
+from neurokube.volumes import VolumeSpec
+
+PROPERTY = settings(max_examples=40, deadline=None)
+COARSE, FINE = (40.0, 8.0, 8.0), (8.0, 8.0, 8.0)
+SHAPES = st.tuples(*[st.integers(1, 12)] * 3)
+MAPS = hnp.arrays(np.uint8, SHAPES, elements=st.sampled_from([0, 0, 100, 255]))
+
+
+def flooded(boundaries, voxel_size=FINE, inner=None, **options):
+    options = {"flat": voxel_size == COARSE, **options}
+    return watershed_tile(boundaries, inner or Box.of(boundaries.shape), voxel_size, **options)
+
+
+def walls(shape, *, every):
+    """A boundary map with a wall, two voxels thick, across x at multiples of `every`."""
+    boundaries = np.zeros(shape, np.uint8)
+    for x in range(every, shape[2], every):
+        boundaries[..., x - 1 : x + 1] = 255
+    return boundaries
+
+
+def is_connected(part):
+    return ndimage.label(part)[1] == 1
+
+
+@PROPERTY
+@given(MAPS, st.booleans(), st.data())
+def test_fragments_are_connected_and_numbered_from_one(boundaries, flat, data):
+    edges = [sorted(data.draw(st.sets(st.integers(0, n), min_size=2, max_size=2))) for n in boundaries.shape]
+    start, stop = zip(*edges, strict=True)
+    inner = Box(start, stop)
+    labels = flooded(boundaries, inner=inner, flat=flat)
+    assert labels.shape == inner.shape
+    assert labels.dtype == np.uint64
+    found = np.unique(labels[labels > 0]).tolist()
+    assert found == list(range(1, len(found) + 1))
+    assert all(is_connected(labels == label) for label in found)
+
+
+@PROPERTY
+@given(MAPS)
+def test_every_voxel_is_in_a_fragment_where_there_is_any_inside(boundaries):
+    labels = flooded(boundaries)
+    assert (labels > 0).all() == (boundaries <= 110).any()
+
+
+@PROPERTY
+@given(MAPS)
+def test_sections_that_are_coarse_are_flooded_one_by_one(boundaries):
+    labels = flooded(boundaries, COARSE)
+    for z, section in enumerate(labels):
+        alone = flooded(boundaries[z : z + 1], COARSE)
+        offset = labels[:z].max(initial=0)
+        np.testing.assert_array_equal(section, np.where(alone[0], alone[0] + np.uint64(offset), 0))
+
+
+@PROPERTY
+@given(MAPS, st.data())
+def test_nothing_outside_the_mask_is_in_a_fragment(boundaries, data):
+    mask = data.draw(hnp.arrays(bool, boundaries.shape))
+    assert not flooded(boundaries, mask=mask)[~mask].any()
+
+
+def test_everything_inside_the_mask_is_in_a_fragment():
+    mask = np.zeros((8, 64, 64), bool)
+    mask[:, 10:50, 5:60] = True
+    labels = flooded(walls((8, 64, 64), every=16), mask=mask)
+    np.testing.assert_array_equal(labels > 0, mask)
+
+
+@pytest.mark.parametrize("voxel_size", [COARSE, FINE])
+def test_fragments_do_not_cross_a_wall(voxel_size):
+    boundaries = walls((8, 64, 64), every=16)
+    labels = flooded(boundaries, voxel_size)
+    rooms = [labels[..., x + 2 : x + 14] for x in range(0, 64, 16)]
+    for k, room in enumerate(rooms):
+        for other in rooms[k + 1 :]:
+            assert not np.intersect1d(room, other).size
+
+
+def test_a_room_without_walls_inside_is_few_fragments():
+    assert flooded(walls((8, 64, 64), every=32)).max() <= 8
+    assert flooded(np.zeros((8, 64, 64), np.uint8)).max() == 1
+
+
+def test_a_wall_just_outside_the_tile_decides_where_fragments_meet():
+    boundaries = walls((8, 64, 64), every=16)
+    inner = Box((0, 0, 0), (8, 64, 33))
+    labels = flooded(boundaries, inner=inner)
+    whole = flooded(boundaries)[inner.slices]
+    pairs = {pair for pair in zip(labels.ravel().tolist(), whole.ravel().tolist(), strict=True)}
+    assert len(pairs) == labels.max()
+
+
+def test_more_smoothing_of_seeds_makes_fewer_fragments():
+    boundaries = (gaussian_noise((8, 96, 96)) > 0.6).astype(np.uint8) * 255
+    counts = [flooded(boundaries, seed_smoothing=width).max() for width in (0.0, 16.0, 64.0)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[-1] > 0
+
+
+def gaussian_noise(shape):
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=shape), 2)
+    return noise / np.abs(noise).max()
+
+
+@PROPERTY
+@given(st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(1, 5)] * 3))
+def test_ids_of_all_tiles_are_unique_and_tell_their_tile(shape, cell):
+    grid = Grid(shape, cell)
+    most = [grid.box(tile).size for tile in range(len(grid))]
+    ids = np.concatenate([fragment_ids(grid, tile, count) for tile, count in enumerate(most)])
+    assert len(np.unique(ids)) == len(ids)
+    assert ids.min() >= 1
+    np.testing.assert_array_equal((ids - 1) // (cell[0] * cell[1] * cell[2]), np.repeat(np.arange(len(grid)), most))
+    assert [first_id(grid, tile) for tile in range(len(grid))] == [
+        i * cell[0] * cell[1] * cell[2] for i in range(len(grid))
+    ]
+
+
+def source(name, shape=(24, 64, 64), voxel_size=COARSE):
+    spec = VolumeSpec(shape, "uint8", voxel_size)
+    return Source(name, "volume", {name: VolumeOutput(name, spec, (16, 64, 64))}, {name: "/none"})
+
+
+def test_the_tile_is_the_grid_of_labels_and_sizes():
+    outputs = Fragments(tile=(8, 32, 32)).outputs({"boundaries": source("boundaries")})
+    assert outputs["fragments"].grid() == Grid((24, 64, 64), (8, 32, 32))
+    assert outputs["sizes"] == TableOutput("sizes", Grid((24, 64, 64), (8, 32, 32)))
+    assert (outputs["fragments"].spec.dtype, outputs["fragments"].spec.kind) == ("uint64", "labels")
+
+
+@pytest.mark.parametrize("mask", [source("mask", shape=(24, 64, 65)), source("mask", voxel_size=FINE)])
+def test_a_mask_of_another_grid_is_refused(mask):
+    with pytest.raises(ConfigurationError, match=r"mask .* and boundaries .* must cover the same voxels"):
+        Fragments(mask="mask").steps({"boundaries": source("boundaries"), "mask": mask})

@@ -1,0 +1,153 @@
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neurokube.errors import DataError, TryAgainError, UsageError
+from neurokube.volumes import Store, VolumeSpec, create, join
+
+PROPERTY = settings(max_examples=50, deadline=None)
+
+SPEC = VolumeSpec((8, 64, 64), "uint8", (40.0, 8.0, 8.0))
+NOISE = np.random.default_rng(0).integers(0, 255, SPEC.shape, dtype=np.uint8)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, 128 kB large; only root can make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("no mount command")
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a file system here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def make_read_only(folder):
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+
+
+def refuse(action, words, *, naming):
+    with pytest.raises(TryAgainError, match=words) as refusal:
+        action()
+    assert "\n" not in str(refusal.value)
+    assert str(refusal.value).startswith(str(naming))
+
+
+@PROPERTY
+@given(st.binary(max_size=100))
+def test_what_was_written_is_read_back(value):
+    store = Store("memory://round-trip")
+    store.write("a/b", value)
+    assert store.read("a/b") == value
+
+
+def test_objects_are_files_below_the_folder(store):
+    store.write("a/b", b"value")
+    assert Path(store.url, "a", "b").read_bytes() == b"value"
+    assert [path.name for path in Path(store.url, "a").iterdir()] == ["b"]
+
+
+def test_writing_again_replaces_the_whole_object(store):
+    store.write("a", b"a long value")
+    store.write("a", b"short")
+    assert store.read("a") == b"short"
+
+
+def test_an_absent_object_reads_as_none_and_can_be_deleted(store):
+    assert store.read("a") is None
+    assert store.read_json("a") is None
+    store.delete("a")
+    assert store.keys() == []
+
+
+def test_keys_are_sorted_and_chosen_by_prefix(store):
+    for key in ("b", "a/2", "a/1", "ab", "a0"):
+        store.write(key, b"")
+    assert store.keys() == ["a/1", "a/2", "a0", "ab", "b"]
+    assert store.keys("a/") == ["a/1", "a/2"]
+    assert store.keys("a") == ["a/1", "a/2", "a0", "ab"]
+    assert store.keys("c") == []
+
+
+def test_deleting_takes_what_was_named_and_nothing_else(store):
+    for key in ("a/1", "a/2", "ab", "b"):
+        store.write(key, b"")
+    store.delete("b")
+    store.delete_all("a/")
+    assert store.keys() == ["ab"]
+    store.delete_all()
+    assert store.keys() == []
+
+
+def test_json_comes_back_as_it_was(store):
+    value = {"text": "µm", "numbers": [1, 2.5, None]}
+    store.write_json("a.json", value)
+    assert store.read_json("a.json") == value
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe"])
+def test_damaged_json_is_named(store, damage):
+    store.write("a.json", damage)
+    with pytest.raises(DataError, match="damaged JSON") as error:
+        store.read_json("a.json")
+    assert str(error.value).startswith(f"{store.url}/a.json: ")
+
+
+def test_an_unknown_scheme_is_refused():
+    with pytest.raises(UsageError, match="unknown scheme 'ftp'; use a path or one of file, s3"):
+        Store("ftp://host/folder")
+
+
+def test_joining_leaves_one_slash_between_names():
+    assert join("s3://bucket/", "/a/", "b") == "s3://bucket/a/b"
+
+
+def test_a_full_disk_asks_to_free_space_and_loses_nothing(small_disk):
+    store = Store(str(small_disk))
+    store.write("kept", b"value")
+    volume = create(str(small_disk / "v.zarr"), SPEC, shard=(8, 64, 64))
+    refuse(lambda: store.write("large", os.urandom(200_000)), "disk is full: free some space", naming=small_disk)
+    store.write("filler", os.urandom(100_000))
+    refuse(lambda: volume.write(SPEC.box, NOISE), "disk is full: free some space", naming=small_disk)
+    assert store.read("kept") == b"value"
+    assert store.read("large") is None
+
+
+def test_a_read_only_folder_asks_for_another(small_disk):
+    store = Store(str(small_disk))
+    store.write("kept", b"value")
+    volume = create(str(small_disk / "v.zarr"), SPEC, shard=(8, 64, 64))
+    make_read_only(small_disk)
+    for action in (
+        lambda: store.write("new", b""),
+        lambda: store.delete("kept"),
+        lambda: store.delete_all(),
+        lambda: volume.write(SPEC.box, NOISE),
+        lambda: create(str(small_disk / "w.zarr"), SPEC),
+    ):
+        refuse(action, "the folder is read-only", naming=small_disk)
+    assert store.read("kept") == b"value"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
+def test_a_folder_without_permission_asks_for_another(store):
+    store.write("kept", b"value")
+    Path(store.url).chmod(0o500)
+    refuse(lambda: store.write("new", b""), "permission denied", naming=store.url)
+    Path(store.url, "kept").chmod(0)
+    refuse(lambda: store.read("kept"), "permission denied", naming=store.url)
