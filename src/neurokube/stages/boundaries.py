@@ -28,7 +28,7 @@ class Boundaries(TiledStage):
 
     image: str = Field("image", description="the image volume")
     scales: tuple[float, ...] = Field(
-        (10.0, 16.0), min_length=1, description="widths of the filter in nm: half the thickness of a membrane"
+        (14.0, 24.0), min_length=1, description="widths of the filter in nm: half the thickness of a membrane"
     )
     sections: Literal["auto", "one by one", "together"] = Field(
         "auto", description="filter each section alone (coarse z) or in 3D"

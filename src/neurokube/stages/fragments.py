@@ -30,7 +30,7 @@ class Fragments(TiledStage):
 
     boundaries: str = Field("boundaries", description="the boundary map, 0 to 255")
     mask: str | None = Field(None, description="a volume that is 0 where there is no tissue")
-    threshold: int = Field(110, ge=0, le=254, description="boundary values above this are boundaries")
+    threshold: int = Field(80, ge=0, le=254, description="boundary values above this are boundaries")
     seed_smoothing: float = Field(
         16.0,
         ge=0,
@@ -85,7 +85,7 @@ def watershed_tile(
     *,
     flat: bool,
     mask: NDArray[np.bool_] | None = None,
-    threshold: int = 110,
+    threshold: int = 80,
     seed_smoothing: float = 16.0,
     distance_weight: float = 0.2,
 ) -> NDArray[np.uint64]:

@@ -29,13 +29,13 @@ class Multicut(Stage):
     graph: str = Field("graph", description="the graph stage")
     fragments: str = Field("fragments", description="the fragments stage that the graph was made of")
     bias: float = Field(
-        0.65,
+        0.72,
         gt=0,
         lt=1,
         description="above 0.5: edges are cut more readily, segments get smaller; below: joined",
     )
     size_weight: float = Field(
-        0.5, ge=0, le=1, description="how much more a large contact counts than a small one; 0: all alike"
+        0.8, ge=0, le=1, description="how much more a large contact counts than a small one; 0: all alike"
     )
     smallest: int = Field(
         0, ge=0, description="segments under this many voxels join the neighbour behind the weakest boundary"
