@@ -37,7 +37,7 @@ def examine(folder: str = ".") -> dict[str, Any]:
         "gpus": _gpus(),
         "bfloat16": _bfloat16(),
     }
-    findings["advice"] = _advice(findings)
+    findings["advice"] = advise(findings)
     return findings
 
 
@@ -66,13 +66,14 @@ def print_findings(findings: dict[str, Any]) -> None:
     table = Table(show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)
-    console = Console()
+    console = Console(markup=False, highlight=False)
     console.print(table)
     for line in findings["advice"] or ["All that this version needs is here."]:
-        console.print(line, highlight=False)
+        console.print(line)
 
 
-def _advice(findings: dict[str, Any]) -> list[str]:
+def advise(findings: dict[str, Any]) -> list[str]:
+    """Return what to mend, a line each."""
     lines = []
     if not findings["loopback_port"]:
         lines.append("No port on 127.0.0.1 can be opened: 'neurokube run' needs one; use --workers 0, or mend it.")
