@@ -34,7 +34,7 @@ def main() -> None:
     from .errors import NeuroKubeError
 
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(standalone_mode=False, prog_name="neurokube"))
     except typer.TyperException as error:
         _fail(_explained(error), 64)
     except NeuroKubeError as error:
@@ -57,7 +57,7 @@ def _explained(error: typer.TyperException) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"neurokube: {message}", file=sys.stderr)
+    print(f"neurokube: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(code)
 
 
