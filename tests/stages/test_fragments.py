@@ -19,7 +19,7 @@ MAPS = hnp.arrays(np.uint8, SHAPES, elements=st.sampled_from([0, 0, 100, 255]))
 
 
 def flooded(boundaries, voxel_size=FINE, inner=None, **options):
-    options = {"flat": voxel_size == COARSE, **options}
+    options = {"flat": voxel_size == COARSE, "threshold": 110, **options}
     return watershed_tile(boundaries, inner or Box.of(boundaries.shape), voxel_size, **options)
 
 
