@@ -8,20 +8,24 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import lru_cache
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import Any, Self
 
 from ..errors import NeuroKubeError
 from .base import Batch, Engine, Outcome, Report, Work
-from .lifeline import leave_with
+from .lifeline import leave_with, lives
 
 _TICK = 0.5
 _LOSSES = 20
+_STARTING, _STALLED = 120.0, 10.0
+"""Seconds without a worker at work, at first and later, after which Parsl and its workers are started anew."""
 
 
 class Local(Engine):
@@ -31,9 +35,16 @@ class Local(Engine):
         self.workers = workers
         self._folder = tempfile.TemporaryDirectory(prefix="neurokube-", ignore_cleanup_errors=True)
         self._stop = Path(self._folder.name) / "stop"
+        self._marks = Path(self._folder.name) / "at-work"
+        self._marks.mkdir()
         self._kernel: Any = None
+        self._stirred, self._patience = 0.0, _STARTING
 
     def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def _start(self) -> None:
         from parsl import Config, DataFlowKernel, HighThroughputExecutor
         from parsl.providers import LocalProvider
 
@@ -77,7 +88,12 @@ class Local(Engine):
         finally:
             if before is not None:
                 signal.signal(signal.SIGINT, before)
-        return self
+        self._stirred, self._patience = time.monotonic(), _STARTING
+
+    def _start_anew(self) -> None:
+        # what was started before may never answer; it leaves with us at the latest
+        Thread(target=self._kernel.cleanup, daemon=True).start()
+        self._start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -86,6 +102,15 @@ class Local(Engine):
         self._stop.touch()
         self._kernel.cleanup()
         self._folder.cleanup()
+
+    def _stalled(self, *, moved: bool) -> bool:
+        """Whether no living process has worked on a batch for so long that none ever will.
+
+        Parsl's workers share locks: one that is killed while it holds one, idle, holds up the others for ever.
+        """
+        if moved or any(lives(int(mark.name)) for mark in self._marks.iterdir()):
+            self._stirred, self._patience = time.monotonic(), _STALLED
+        return time.monotonic() - self._stirred > self._patience
 
     def drain(self) -> None:
         """Let running batches end after their block, start no other."""
@@ -98,6 +123,7 @@ class Local(Engine):
         from parsl import python_app
 
         app = python_app(_tended, data_flow_kernel=self._kernel)
+        self._stirred = time.monotonic()
         waiting = iter(batches)
         again: deque[tuple[Batch, int]] = deque()
         running: dict[Future[Report], tuple[Batch, int]] = {}
@@ -108,13 +134,19 @@ class Local(Engine):
                 entry = again.popleft() if again else next(((b, 0) for b in waiting), None)
                 if entry is None:
                     break
-                future = app(os.getpid(), work, run_url, step_name, entry[0], str(self._stop))
+                future = app(os.getpid(), str(self._marks), work, run_url, step_name, entry[0], str(self._stop))
                 running[future] = entry
             if not running:
                 return
             ended, _ = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED)
             if not ended:
                 yield None
+            if self._stalled(moved=bool(ended)):
+                losses += 1
+                self._start_anew()
+                app = python_app(_tended, data_flow_kernel=self._kernel)
+                again.extend(running.values())
+                running.clear()
             for future in ended:
                 batch, lost = running.pop(future)
                 error = future.exception()
@@ -137,10 +169,15 @@ class Local(Engine):
                     again.extend((part, lost + 1 if len(parts) == 1 else 0) for part in parts)
 
 
-def _tended(driver: int, work: Work, run_url: str, step_name: str, batch: Batch, stop: str) -> Report:
-    """Run the worker function in a process that ends with its driver, and with its pool."""
+def _tended(driver: int, marks: str, work: Work, run_url: str, step_name: str, batch: Batch, stop: str) -> Report:
+    """Run the worker function, marked as at work, in a process that ends with its driver and with its pool."""
     _hold_on_to(driver, os.getppid())
-    return work(run_url, step_name, batch, stop)
+    mark = Path(marks, str(os.getpid()))
+    mark.touch()
+    try:
+        return work(run_url, step_name, batch, stop)
+    finally:
+        mark.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,43 @@
+import os
+from pathlib import Path
+
+import psutil
+
+from neurokube.engines import Batch, Report, local
+
+
+def count(run_url, step_name, batch, stop):
+    """Stand in for the worker function."""
+    return Report(batch.last - batch.first)
+
+
+def idle_workers() -> list[psutil.Process]:
+    folder = os.environ["NEUROKUBE_TEST_FOLDER"]
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if (
+                process.environ().get("NEUROKUBE_TEST_FOLDER") == folder
+                and "--multiprocessing-fork" in process.cmdline()
+            ):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return sorted(found, key=lambda p: p.create_time())[1:]  # the first keeps what the others share
+
+
+def test_workers_killed_while_idle_do_not_hold_up_those_that_follow(monkeypatch, tmp_path):
+    """An idle worker of Parsl holds the lock of the queue that all wait at, and takes it to its grave."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("NEUROKUBE_TEST_FOLDER", str(tmp_path))
+    monkeypatch.setattr(local, "_STALLED", 2.0)
+    batches = [Batch(0, 4), Batch(4, 8)]
+    with local.Local(2) as engine:
+        assert sum(o.report.done for o in engine.execute(count, "", "", batches, 2) if o) == 8
+        victims = idle_workers()
+        assert len(victims) == 2
+        for process in victims:
+            process.kill()
+        outcomes = [o for o in engine.execute(count, "", "", batches, 2) if o]
+    assert sorted(o.batch.first for o in outcomes) == [0, 4]
+    assert sum(o.report.done for o in outcomes) == 8
