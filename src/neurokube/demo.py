@@ -154,7 +154,12 @@ def _write_page(
         tables=[
             Table("Cells against the truth", ("", "segmentation", "fragments"), both, FLOOR),
             Table("Boundary map against the true membranes", ("", "boundaries"), score_rows(membranes)),
-            Table("Time and memory", ("stage", "work", "written, uncompressed", "worker's peak memory"), costs),
+            Table(
+                "Time and memory",
+                ("stage", "work", "written, uncompressed", "worker's peak memory"),
+                costs,
+                "Work is summed over all workers, which go on from stage to stage; a peak is the most held by then.",
+            ),
         ],
         pictures=_pictures(volumes),
         provenance=report["run"],

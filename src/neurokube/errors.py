@@ -47,7 +47,8 @@ class Drained(NeuroKubeError):
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space and run again (nothing that was recorded is lost)",
     errno.EDQUOT: "the disk quota is used up: free some space and run again (nothing that was recorded is lost)",
-    errno.EROFS: "the folder is read-only: choose another with --workspace, or make it writable",
+    errno.EROFS: "the folder is read-only: choose another, or make it writable",
+    errno.ENOTDIR: "a file is where a folder is needed: choose another place",
     errno.EACCES: "permission denied: choose another folder, or make it writable",
     errno.EPERM: "permission denied: choose another folder, or make it writable",
 }

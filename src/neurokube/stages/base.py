@@ -13,11 +13,11 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self, cast
+from typing import Annotated, Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from ..blocks import Box, Grid, Vector
 from ..errors import ConfigurationError, DataError
@@ -58,6 +58,12 @@ class TableOutput:
 
 
 Output = VolumeOutput | TableOutput
+
+Extent = tuple[PositiveInt, PositiveInt, PositiveInt]
+"""A setting in voxels (z, y, x), each at least 1."""
+
+Length = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A setting in nanometres."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,7 @@ class Stage(BaseModel):
     version: ClassVar[int]
     roles: ClassVar[tuple[str, ...]] = ()
 
-    block: Vector | None = Field(
+    block: Extent | None = Field(
         None, description="voxels (z, y, x) that one worker takes at a time, rounded up to whole tiles"
     )
 
@@ -225,7 +231,7 @@ class Stage(BaseModel):
 class TiledStage(Stage):
     """A stage that computes on canonical tiles of its own choice, each a shard of what it writes."""
 
-    tile: Vector | None = Field(None, description="voxels (z, y, x) of a canonical tile; the result depends on it")
+    tile: Extent | None = Field(None, description="voxels (z, y, x) of a canonical tile; the result depends on it")
 
     def output(self, name: str, spec: VolumeSpec, *, pyramid: bool = False) -> VolumeOutput:
         """Return an output whose shards are the stage's tiles."""
@@ -287,7 +293,9 @@ class Data:
                 raise ValueError("it is missing")
             return cast(NDArray[Any], np.load(io.BytesIO(data), allow_pickle=False))
         except ValueError as error:
-            raise DataError(f"{join(store.url, key)}: cannot be read ({error}); run again to compute it anew") from None
+            raise DataError(
+                f"{join(store.url, key)}: cannot be read ({error}); delete it and run again to compute it anew"
+            ) from None
 
     def _object(self, name: str, cell: int) -> tuple[Store, str]:
         output, url, _ = self._found[name]

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ..blocks import Box, Vector
+from ..errors import ConfigurationError
 from ..volumes.volume import Nanometres
-from .base import Data, Source, Step, Target, TiledStage, over_cells, pyramid_steps
+from .base import Data, Length, Source, Step, Target, TiledStage, over_cells, pyramid_steps
 
 
 class Boundaries(TiledStage):
@@ -27,7 +28,7 @@ class Boundaries(TiledStage):
     roles: ClassVar[tuple[str, ...]] = ("image",)
 
     image: str = Field("image", description="the image volume")
-    scales: tuple[float, ...] = Field(
+    scales: tuple[Length, ...] = Field(
         (14.0, 24.0), min_length=1, description="widths of the filter in nm: half the thickness of a membrane"
     )
     sections: Literal["auto", "one by one", "together"] = Field(
@@ -39,6 +40,11 @@ class Boundaries(TiledStage):
     def steps(self, sources: Mapping[str, Source]) -> list[Step]:
         """Plan one pass over tiles, and the pyramid."""
         image = sources["image"].spec
+        if image.dtype != "uint8" or image.kind != "image" or image.channels is not None:
+            raise ConfigurationError(
+                f"image: '{sources['image'].name}' holds {image.dtype} {image.kind}; an 8-bit gray image is needed: "
+                "import it as one, with --to-8bit where it has 16"
+            )
         spec = replace(image, dtype="uint8", kind="image")
         output = self.output("boundaries", spec, pyramid=True)
         flat = image.is_coarse if self.sections == "auto" else self.sections == "one by one"

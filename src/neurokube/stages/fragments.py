@@ -40,7 +40,7 @@ class Fragments(TiledStage):
     sections: Literal["auto", "one by one", "together"] = Field(
         "auto", description="flood each section alone (coarse z) or in 3D"
     )
-    halo: float = Field(120.0, ge=0, description="nm around a tile that its watershed sees")
+    halo: float = Field(120.0, ge=0, allow_inf_nan=False, description="nm around a tile that its watershed sees")
 
     def steps(self, sources: Mapping[str, Source]) -> list[Step]:
         """Plan one pass over tiles."""
@@ -144,13 +144,19 @@ def _flood(
         distance = gaussian_smoothing(distance, sigma)
     # heights are integers on a scale that is the same in every tile: what one tile holds decides nothing
     depth = np.rint(distance * np.float32(_LEVELS / _FARTHEST)).astype(np.uint16)
-    peaks = (maximum_filter(depth, size=3) == depth) & (depth > 0)
     if mask is not None:
-        peaks &= mask
+        depth[~mask] = 0
+    peaks = (maximum_filter(depth, size=3) == depth) & (depth > 0)
     seeds = label(peaks, connectivity=boundaries.ndim)
     height = boundaries.astype(np.float32) * np.float32((1 - distance_weight) * _LEVELS / 255)
     height += (np.float32(_LEVELS) - depth) * np.float32(distance_weight)
-    return watershed(np.rint(height), seeds, mask=mask)  # type: ignore[no-any-return]
+    flooded: NDArray[np.uint64] = watershed(np.rint(height), seeds, mask=mask)
+    dry = flooded == 0 if mask is None else mask & (flooded == 0)
+    if dry.any():
+        # tissue that no seed reaches: a blank tile, or a part of the mask too thin for a peak of its own
+        alone = label(dry, connectivity=1)
+        flooded = np.where(dry, alone + flooded.max(), flooded)
+    return flooded
 
 
 _FARTHEST = 2000.0

@@ -5,11 +5,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from ..blocks import Box, Vector
+from ..blocks import Box
 from ..synthesis import Neuropil, synthesize
 from ..volumes import VolumeSpec
-from ..volumes.volume import Nanometres
-from .base import Data, Source, Step, Target, TiledStage, over_cells, pyramid_steps
+from .base import Data, Extent, Length, Source, Step, Target, TiledStage, over_cells, pyramid_steps
 
 
 class Synthesis(TiledStage):
@@ -18,8 +17,8 @@ class Synthesis(TiledStage):
     kind: ClassVar[str] = "synthesis"
     version: ClassVar[int] = 1
 
-    shape: Vector = Field(description="voxels (z, y, x)")
-    voxel_size: Nanometres = Field((40.0, 8.0, 8.0), description="nm (z, y, x)")
+    shape: Extent = Field(description="voxels (z, y, x)")
+    voxel_size: tuple[Length, Length, Length] = Field((40.0, 8.0, 8.0), description="nm (z, y, x)")
     tissue: Neuropil = Field(default_factory=Neuropil, description="what the tissue is like")
 
     def steps(self, sources: Mapping[str, Source]) -> list[Step]:

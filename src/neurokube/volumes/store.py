@@ -25,7 +25,7 @@ def context() -> ts.Context:
     """Return the process's tensorstore context: a bounded cache and bounded copies."""
     return ts.Context(
         {
-            "cache_pool": {"total_bytes_limit": 16 << 20},
+            "cache_pool": {"total_bytes_limit": 4 << 20},
             "data_copy_concurrency": {"limit": 2},
             "s3_request_retries": {"max_retries": 5, "initial_delay": "100ms", "max_delay": "2s"},
         }

@@ -72,7 +72,8 @@ class Volume:
             return cast(NDArray[Any], self.arrays[level][(..., *box.slices)].read().result())
         except ValueError as error:
             raise surroundings(error, self.url) or DataError(
-                f"{self.url}: cannot read voxels {box}: {_brief(error)}; restore the file or compute it again"
+                f"{self.url}: cannot read voxels {box}: {_brief(error)}; "
+                "restore the file, or delete it and run again to compute it anew"
             ) from None
 
     def write(self, box: Box, data: NDArray[Any], level: int = 0) -> None:

@@ -142,7 +142,7 @@ class Run:
     def _prepare_stage(self, planned: PlannedStage) -> bool:
         store = Store(join(self.url, planned.name))
         mark = store.read_json("stage.json")
-        stale = mark is not None and mark["key"] != planned.key
+        stale = mark is not None and mark.get("key") != planned.key
         if stale or mark is None:
             # the records go first: a record must never outlive what it speaks of
             store.delete_all("ledger/")
@@ -220,13 +220,17 @@ def _prefix(target: Target) -> str:
     )
 
 
-def _check_format(url: str, document: dict[str, Any]) -> None:
-    if document.get("format") != FORMAT:
+def _check_format(url: str, document: Any) -> None:
+    if not isinstance(document, dict) or "format" not in document:
+        raise ConfigurationError(f"{join(url, 'run.json')}: not what a run leaves; choose another name for the run")
+    if document["format"] != FORMAT:
         raise ConfigurationError(
             f"{url}: made by NeuroKube {document.get('neurokube', '?')}, whose folders (format "
-            f"{document.get('format')}) this one ({__version__}, format {FORMAT}) cannot go on with; "
+            f"{document['format']}) this one ({__version__}, format {FORMAT}) cannot go on with; "
             "use that version, or choose another name for the run"
         )
+    if missing := [key for key in ("workflow", "region", "numerics", "keys") if key not in document]:
+        raise ConfigurationError(f"{join(url, 'run.json')}: damaged, it lacks {', '.join(missing)}; run again")
 
 
 def _check_folder(url: str) -> None:

@@ -19,9 +19,9 @@ from pydantic import (
 )
 from pydantic import WrapValidator as Wrap
 
-from ..blocks import Vector
 from ..errors import ConfigurationError
 from ..stages import STAGES, Stage
+from ..stages.base import Extent
 
 _A_MAPPING = "must be a mapping, lines of 'name: value'"
 
@@ -75,7 +75,7 @@ class Workflow(BaseModel):
     workspace: str = Field("runs", description="folder or URL that holds runs; relative to the workflow file")
     inputs: dict[Name, InputVolume] = Field(default_factory=dict)
     stages: dict[Name, AnyStage] = Field(min_length=1)
-    block: Vector | None = Field(None, description="voxels (z, y, x) a worker takes at a time, for every stage")
+    block: Extent | None = Field(None, description="voxels (z, y, x) a worker takes at a time, for every stage")
     failures: Failures = Field(default_factory=Failures)
 
     def order(self) -> list[str]:

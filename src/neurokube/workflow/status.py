@@ -94,7 +94,11 @@ def print_status(state: dict[str, Any]) -> None:
     console.print(table)
     for note in state["quarantined"]:
         error = note["error"].splitlines()[0]
-        console.print(f"failed: {note['step']} block {note['block']} (voxels {note['voxels']}): {error}", style="red")
+        console.print(
+            f"failed: {note['step']} block {note['block']} (voxels {note['voxels']}): {error}",
+            style="red",
+            markup=False,
+        )
 
 
 def print_summary(run: Run, summary: Summary) -> None:

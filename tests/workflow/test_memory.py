@@ -1,0 +1,42 @@
+"""A worker's memory does not grow with the volume."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tiny import planned, tissue, write_image
+
+TILE = [16, 128, 128]
+STAGES = {
+    "boundaries": {"tile": TILE, "sections": "one by one"},
+    "fragments": {"tile": TILE, "sections": "one by one"},
+    "graph": {},
+    "multicut": {},
+    "segmentation": {},
+}
+
+
+def peak_by_step(folder, shape):
+    """Run every step in a worker process of its own; return its peak memory in bytes, by step."""
+    folder.mkdir()
+    z, y, x = shape
+    write_image(folder, np.tile(tissue(), (1, y // 96, x // 96))[:z])
+    run = planned(folder, stages=STAGES)
+    run.prepare()
+    peaks = {}
+    for name, step in run.plan.steps.items():
+        command = [sys.executable, "-m", "neurokube", "work", run.url, name]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        peaks[name] = max(record.peak_memory for _, record in run.ledger(step).records())
+    return peaks
+
+
+def test_the_peak_of_a_worker_is_the_same_for_a_volume_and_one_8_times_as_large(tmp_path):
+    # the small one is wide enough to have a tile with its halo on every side
+    small = peak_by_step(tmp_path / "small", (16, 384, 384))
+    large = peak_by_step(tmp_path / "large", (32, 768, 768))
+    # the solve alone may grow, with the reduced graph
+    del small["multicut/multicut"], large["multicut/multicut"]
+    ratios = {name: large[name] / small[name] for name in small}
+    assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), abs=0.1)
