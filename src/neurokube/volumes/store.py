@@ -27,6 +27,7 @@ def context() -> ts.Context:
         {
             "cache_pool": {"total_bytes_limit": 4 << 20},
             "data_copy_concurrency": {"limit": 2},
+            "file_io_concurrency": {"limit": 4},
             "s3_request_retries": {"max_retries": 5, "initial_delay": "100ms", "max_delay": "2s"},
         }
     )
