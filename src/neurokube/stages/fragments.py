@@ -96,7 +96,7 @@ def watershed_tile(
     """
     from bioimage_cpp.segmentation import label
 
-    def flood(part: slice | int, pixel: tuple[float, ...]) -> NDArray[np.uint64]:
+    def flood(part: slice | int, pixel: tuple[float, ...]) -> NDArray[np.uint32]:
         return _flood(
             boundaries[part],
             pixel,
@@ -126,7 +126,7 @@ def _flood(
     threshold: int,
     seed_smoothing: float,
     distance_weight: float,
-) -> NDArray[np.uint64]:
+) -> NDArray[np.uint32]:
     from bioimage_cpp.distance import distance_transform
     from bioimage_cpp.filters import gaussian_smoothing
     from bioimage_cpp.segmentation import label, watershed
@@ -147,15 +147,16 @@ def _flood(
     if mask is not None:
         depth[~mask] = 0
     peaks = (maximum_filter(depth, size=3) == depth) & (depth > 0)
-    seeds = label(peaks, connectivity=boundaries.ndim)
+    # half the memory traffic; a tile has fewer voxels than 2^32
+    seeds = label(peaks, connectivity=boundaries.ndim).astype(np.uint32)
     height = boundaries.astype(np.float32) * np.float32((1 - distance_weight) * _LEVELS / 255)
     height += (np.float32(_LEVELS) - depth) * np.float32(distance_weight)
-    flooded: NDArray[np.uint64] = watershed(np.rint(height), seeds, mask=mask)
+    flooded: NDArray[np.uint32] = watershed(np.rint(height), seeds, mask=mask)
     dry = flooded == 0 if mask is None else mask & (flooded == 0)
     if dry.any():
         # tissue that no seed reaches: a blank tile, or a part of the mask too thin for a peak of its own
         alone = label(dry, connectivity=1)
-        flooded = np.where(dry, alone + flooded.max(), flooded)
+        flooded = np.where(dry, alone + flooded.max(), flooded).astype(np.uint32)
     return flooded
 
 
