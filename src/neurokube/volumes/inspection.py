@@ -227,9 +227,16 @@ def _neighbours(looks: list[_Look]) -> list[tuple[_Look, _Look]]:
 
 def _duplicates(looks: list[_Look]) -> list[int]:
     pairs = _neighbours(looks)
-    change = [1 - np.corrcoef(a.thumbnail.ravel(), b.thumbnail.ravel())[0, 1] for a, b in pairs]
+    change = [1 - float((_standardized(a) * _standardized(b)).sum()) for a, b in pairs]
     limit = max(1e-6, 0.1 * float(np.median(change))) if change else 0.0
     return [b.z for (_, b), c in zip(pairs, change, strict=True) if c <= limit]
+
+
+@lru_cache(maxsize=4)
+def _standardized(look: _Look) -> NDArray[np.float64]:
+    """Return a thumbnail with mean 0 and length 1: the sum of the product of two is their correlation."""
+    values = look.thumbnail - look.thumbnail.mean(dtype=np.float64)
+    return np.asarray(values / np.sqrt(np.square(values).sum()))
 
 
 @lru_cache(maxsize=4)
