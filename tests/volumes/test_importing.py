@@ -342,7 +342,7 @@ def test_a_folder_that_may_not_be_written_is_named_in_one_line():
 
 def test_a_destination_below_a_file_is_refused(tmp_path):
     source = saved(tmp_path, gray())
-    assert "cannot be written" in refused(UsageError, source, Path(source) / "a.zarr")
+    assert "a file is where a folder is needed" in refused(TryAgainError, source, Path(source) / "a.zarr")
 
 
 def test_a_source_that_changes_is_noticed_at_the_end(tmp_path, monkeypatch):

@@ -31,14 +31,15 @@ def peak_by_step(folder, shape):
     return peaks
 
 
-def test_the_peak_of_a_worker_is_the_same_for_a_volume_and_one_8_times_as_large(tmp_path):
+def test_the_peak_of_a_worker_does_not_grow_with_a_volume_8_times_as_large(tmp_path):
     # the small one is wide enough to have a tile with its halo on every side
     small = peak_by_step(tmp_path / "small", (16, 384, 384))
     large = peak_by_step(tmp_path / "large", (32, 768, 768))
     # the solve alone may grow, with the reduced graph
     del small["multicut/multicut"], large["multicut/multicut"]
-    # with tiles this small most of it is Python itself, and the allocator's noise is more than a tenth
-    noise = 24 << 20
+    # With tiles this small most of it is Python itself, and what the allocator keeps over the first dozens of
+    # blocks is more than a tenth. The larger segmentation has 150 MB: holding on to it would show.
+    noise = 48 << 20
     growth = {
         name: (small[name], large[name]) for name in small if large[name] > max(1.1 * small[name], small[name] + noise)
     }
