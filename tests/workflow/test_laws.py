@@ -86,6 +86,15 @@ def test_output_of_worker_processes_is_that_of_one_process(reference, tmp_path, 
     assert results(run) == reference[1]
 
 
+def test_synthetic_tissue_does_not_depend_on_the_blocks(tmp_path):
+    stages = {"synthesis": {"shape": [16, 96, 96], "voxel_size": [40, 16, 16], "tile": [8, 32, 32]}}
+    fine = planned(tmp_path, name="fine", inputs={}, stages=stages)
+    coarse = planned(tmp_path, name="coarse", inputs={}, stages=stages, block=[16, 64, 96])
+    run_here(fine)
+    run_here(coarse)
+    assert results(fine) == results(coarse)
+
+
 # resume invariance
 
 
