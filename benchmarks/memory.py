@@ -1,0 +1,102 @@
+"""Peak memory of a worker for a volume and for one eight times as large; the aim is a ratio of at most 1.1.
+
+    python -m benchmarks.memory
+
+Each step of a workflow is worked through by one fresh process, `neurokube work`, as a pod does it; its peak is what
+the system says of the ended process (and what its last record says).  `multicut` holds the whole graph and grows
+with it by design; so does `offsets`, by 16 bytes a tile.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurokube.blocks import Box, Vector
+from neurokube.synthesis import Neuropil, synthesize
+from neurokube.volumes import VolumeSpec, create
+from neurokube.volumes.volume import Nanometres
+from neurokube.workflow import Run, parse_workflow
+
+from .measure import machine
+
+VOXEL_SIZE: Nanometres = (40.0, 8.0, 8.0)
+TILE = [16, 128, 128]
+STAGES = {
+    "boundaries": {"tile": TILE},
+    "fragments": {"tile": TILE},
+    "graph": {},
+    "multicut": {},
+    "segmentation": {},
+}
+GROWS = ("multicut/multicut", "graph/offsets")
+
+
+def texture(shape: Vector) -> Iterator[tuple[Box, NDArray[np.uint8]]]:
+    """Yield the parts of an image: one piece of synthetic tissue, again and again."""
+    piece = synthesize(Neuropil(), VOXEL_SIZE, Box.of((16, 512, 512)))["image"]
+    for start in np.ndindex(*(n // m for n, m in zip(shape, piece.shape, strict=True))):
+        z, y, x = (k * m for k, m in zip(start, piece.shape, strict=True))
+        yield Box.of(piece.shape).shift((z, y, x)), piece
+
+
+def peaks(folder: Path, shape: Vector) -> dict[str, tuple[int, int]]:
+    """Return for each step the peak of its process in bytes: as the system says, and as its records say."""
+    image = create(str(folder / "image.zarr"), VolumeSpec(shape, "uint8", VOXEL_SIZE), attributes={"fingerprint": "x"})
+    for box, voxels in texture(shape):
+        image.write(box, voxels)
+    run = Run.planned(
+        parse_workflow(
+            {
+                "name": "run",
+                "workspace": str(folder),
+                "inputs": {"image": {"path": str(folder / "image.zarr")}},
+                "stages": STAGES,
+            }
+        )
+    )
+    run.prepare()
+    found = {}
+    for name, step in run.plan.steps.items():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "neurokube", "work", run.url, name],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise RuntimeError(f"{name} ended with {os.waitstatus_to_exitcode(status)}")
+        unit = 1 if sys.platform == "darwin" else 1024
+        found[name] = (usage.ru_maxrss * unit, max(r.peak_memory for _, r in run.ledger(step).records()))
+    return found
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
+    shapes: list[Vector] = [(64, 512, 512), (128, 1024, 1024)]
+    found = []
+    for shape in shapes:
+        with TemporaryDirectory(prefix="memory-") as folder:
+            found.append(peaks(Path(folder), shape))
+    small, large = found
+    print(machine())
+    print(f"MiB of a worker, {shapes[0]} and {shapes[1]} voxels: of the process, of its records")
+    for name, (process, record) in large.items():
+        if name not in small:  # a coarser resolution that only the large volume has
+            continue
+        before, before_record = small[name]
+        note = " (grows by design)" if name in GROWS else ""
+        print(
+            f"{name:28} {before / 2**20:6.0f} -> {process / 2**20:6.0f}, ratio {process / before:.2f}; "
+            f"{before_record / 2**20:6.0f} -> {record / 2**20:6.0f}, ratio {record / before_record:.2f}{note}"
+        )
+
+
+if __name__ == "__main__":
+    main()
