@@ -6,6 +6,7 @@ Exit codes: 0 done; 64 usage; 65 bad data; 75 try again, nothing was lost; 78 co
 
 import json
 import os
+import signal
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -29,12 +30,21 @@ WorkflowFile = Annotated[str, typer.Argument(help="workflow file (YAML)", show_d
 Region = Annotated[str | None, typer.Option(help="cut-out Z0:Z1,Y0:Y1,X0:X1 in voxels")]
 
 
+_INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
+
+
 def main() -> None:
     """Run the command line; errors a user can mend are one line on standard error."""
     from .errors import NeuroKubeError
 
     try:
-        sys.exit(app(standalone_mode=False, prog_name="neurokube"))
+        # a kill during start-up, before a run has a handler of its own, ends like Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        code = app(standalone_mode=False, prog_name="neurokube")
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code)
     except typer.TyperException as error:
         _fail(_explained(error), 64)
     except NeuroKubeError as error:
@@ -219,7 +229,6 @@ def work(
     batch: Annotated[str, typer.Option(help="I/N: share I (from 0) of N of the step's blocks")] = "0/1",
 ) -> None:
     """Work through a share of a step's blocks: what a pod runs.  SIGTERM ends it after a block, with 85."""
-    import signal
     import threading
 
     from .engines import Batch
@@ -325,5 +334,5 @@ def _numbers(text: str, option: str, count: int = 3) -> Any:
         numbers = ()
     if len(numbers) != count:
         example = "40,4,4" if count == 3 else "1000,30000"
-        raise UsageError(f"{option} {text}: give {count} numbers, as {example}")
+        raise UsageError(f"{option} {text}: give {count} numbers with commas between, as {example}")
     return numbers

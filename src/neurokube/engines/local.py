@@ -81,13 +81,12 @@ class Local(Engine):
             initialize_logging=False,
             usage_tracking=0,
         )
-        # Ctrl-C is for us alone: what is started while it is ignored goes on ignoring it
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if _in_main_thread() else None
+        # Ctrl-C is for us alone: what is started while it is blocked never sees it, and we see it afterwards
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._kernel = DataFlowKernel(config)
         finally:
-            if before is not None:
-                signal.signal(signal.SIGINT, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._stirred, self._patience = time.monotonic(), _STARTING
 
     def _start_anew(self) -> None:
@@ -195,9 +194,3 @@ def _is_loss(error: BaseException) -> bool:
 def _halves(batch: Batch) -> list[Batch]:
     middle = (batch.first + batch.last) // 2
     return [Batch(batch.first, middle), Batch(middle, batch.last)]
-
-
-def _in_main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()

@@ -174,3 +174,8 @@ def _require_labels(*volumes: Volume) -> None:
     for volume in volumes:
         if np.dtype(volume.spec.dtype).kind not in "iu":
             raise DataError(f"{volume.url}: holds {volume.spec.dtype}, not labels; give a volume of integer labels")
+        if volume.spec.kind == "image" and np.dtype(volume.spec.dtype).itemsize <= 2:
+            raise DataError(
+                f"{volume.url}: an image, not labels; import it with --labels if it holds labels, "
+                "or score it with --mask if it is a mask or a probability map"
+            )

@@ -44,7 +44,7 @@ def _agreement_rows(scores: Agreement) -> list[Row]:
 
 FLOOR = (
     "Truth is relabelled by connected components within the volume, since a cell can leave it and come back. "
-    "The floor is what those components themselves score against the truth as it was given."
+    "The floor is what those components themselves score against the truth as it was given. 0 is perfect."
 )
 
 

@@ -1,5 +1,7 @@
 """What of a run, or of a single volume, is shown."""
 
+from contextlib import suppress
+
 from ..errors import DataError
 from ..stages import VolumeOutput
 from ..volumes import Store, open_volume
@@ -19,7 +21,8 @@ def view_run(url: str, *, port: int = 0, open_browser: bool = True) -> None:
         print(f"{server.address}  (Ctrl-C ends it)", flush=True)
         if open_browser and not open_in_browser(server.url):
             print("no browser could be opened: open the address above", flush=True)
-        server.serve_forever()
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def layers_of(url: str) -> list[Layer]:

@@ -126,7 +126,7 @@ def _gray_range(stack: Source, kind: Kind, asked: Range | Literal["auto"] | None
         if stack.dtype != np.uint8:
             raise DataError(
                 f"{stack.path}: holds {stack.dtype} values, an image is stored as uint8; import it with "
-                "--to-8bit auto, or --to-8bit LOW,HIGH to choose the range (or as --kind labels)"
+                "--to-8bit auto, or --to-8bit LOW,HIGH to choose the range (or --labels, where they are labels)"
             )
         return None
     low, high = _percentiles(stack) if asked == "auto" else asked

@@ -195,6 +195,8 @@ def open_volume(url: str) -> Volume:
         DataError: where there is none, or its metadata says nothing that can be understood.
     """
     group = Store(url).read_json("zarr.json")
+    if group is None and Store(url).read("run.json") is not None:
+        raise DataError(f"{url}: a run, not a volume; name one in it, as {join(url, 'segmentation', 'segmentation')}")
     if group is None:
         raise DataError(f"{url}: no volume there (no zarr.json); make one with 'neurokube import SOURCE {url}'")
     found = _metadata(f"{url}/zarr.json", group)

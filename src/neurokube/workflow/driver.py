@@ -2,9 +2,11 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isqrt
 from types import FrameType
 
 from rich.progress import Progress
@@ -37,10 +39,10 @@ def execute(run: Run, engine: Engine, *, quiet: bool = False) -> Summary:
     """
     summary = Summary()
     failed: dict[str, str] = {}
-    with run.lock(), engine:
+    with run.lock(), _draining(engine) as asked, engine:
         for name in run.prepare():
             console.print(f"[yellow]{name}: its settings or inputs changed; it is computed anew[/]")
-        with progress(quiet=quiet) as bars, _draining(engine) as asked:
+        with progress(quiet=quiet) as bars:
             for step in run.plan.steps.values():
                 upstream = {source.name for source in step.planned.sources.values()} | {step.planned.name}
                 if upstream & failed.keys():
@@ -65,7 +67,7 @@ def _step(run: Run, step: PlannedStep, engine: Engine, bars: Progress, summary: 
     bar = bars.add_task(step.name, total=total, completed=found, unit="blocks")
     failures = run.workflow.failures
     if remaining and not asked.is_set():
-        given_up = 0
+        given_up, next_look = 0, 0.0
         outcomes = engine.execute(work, run.url, step.name, _batches(remaining, engine.workers), failures.attempts)
         for outcome in outcomes:
             if outcome is not None and outcome.report is None:
@@ -74,7 +76,10 @@ def _step(run: Run, step: PlannedStep, engine: Engine, bars: Progress, summary: 
                 given_up += 1
             elif outcome is not None and outcome.report is not None:
                 given_up += len(outcome.report.failed)
-            bars.update(bar, completed=ledger.count())
+            if (began := time.monotonic()) >= next_look:
+                bars.update(bar, completed=ledger.count())
+                # the more records, the longer a look takes: it may not become what the driver does
+                next_look = time.monotonic() + 20 * (time.monotonic() - began)
             if given_up >= failures.limit:
                 engine.drain()
                 raise NeuroKubeError(f"{_failure(run, step)}; ended early, as failures.limit is {failures.limit}")
@@ -104,12 +109,16 @@ def _failure(run: Run, step: PlannedStep) -> str:
     )
 
 
-_MOST_IN_A_BATCH = 64
+_USUAL_BATCH = 64
 
 
 def _batches(remaining: list[int], workers: int) -> Iterator[Batch]:
-    """Yield ranges that hold all the remaining blocks: small ones, so that workers end together."""
-    size = max(1, min(_MOST_IN_A_BATCH, len(remaining) // (8 * workers)))
+    """Yield ranges that hold all the remaining blocks: small ones, so that workers end together.
+
+    A worker lists what the batches before left in the ledger: of many blocks a batch takes more, so that
+    there are never many batches either.
+    """
+    size = max(1, min(max(_USUAL_BATCH, isqrt(len(remaining))), len(remaining) // (8 * workers)))
     for k in range(0, len(remaining), size):
         part = remaining[k : k + size]
         yield Batch(part[0], part[-1] + 1)

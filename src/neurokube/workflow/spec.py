@@ -114,6 +114,8 @@ def load_workflow(path: str) -> Workflow:
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
+    except IsADirectoryError:
+        raise ConfigurationError(f"{path}: a folder; give the YAML file that 'neurokube init VOLUME' writes") from None
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror or error}; write one with 'neurokube init VOLUME'") from None
     except UnicodeDecodeError:

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from ..blocks import Vector
 from ..errors import DataError, UsageError, surroundings
 from ..stages import STAGES, Stage
 from ..volumes import Volume, open_volume
@@ -52,7 +53,7 @@ def workflow_text(volume: Volume, folder: Path) -> str:
         f"# Sections are taken {sections}.",
         "# A commented line shows a default; take the '#' away to change it. Then:",
         "#   neurokube run FILE                                     runs it, and goes on after any interruption",
-        "#   neurokube run FILE --region 0:50,0:512,0:512           a quick look at a cut-out",
+        f"#   neurokube run FILE --region {_look(spec.shape)}".ljust(58) + " a quick look at a cut-out",
         f"name: {json.dumps(name)}",
         "workspace: runs    # the run is written to <workspace>/<name>, beside this file",
         "",
@@ -64,6 +65,12 @@ def workflow_text(volume: Volume, folder: Path) -> str:
     for kind in _CHAIN:
         lines += _stage_lines(kind, STAGES[kind])
     return "\n".join(lines) + "\n"
+
+
+def _look(shape: Vector) -> str:
+    """Return a region in the middle that is small enough for a quick look."""
+    sides = ((n, min(n, most)) for n, most in zip(shape, (50, 512, 512), strict=True))
+    return ",".join(f"{(n - side) // 2}:{(n - side) // 2 + side}" for n, side in sides)
 
 
 def _shown(path: Path, folder: Path) -> str:
