@@ -60,7 +60,8 @@ class Invert(Stage):
         return [Step("invert", grid, (Target(output),), over_cells(grid, compute))]
 
 
-STAGES |= {Note.kind: Note, Invert.kind: Invert}
+for _stage in (Note, Invert):
+    STAGES[_stage.kind] = _stage
 
 
 def note(folder: str, block: int) -> None:

@@ -229,7 +229,7 @@ def test_what_is_no_workflow_is_refused(refused, text, message):
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "none.yaml"):
-        with pytest.raises(ConfigurationError, match="write one with 'neurokube init VOLUME'") as error:
+        with pytest.raises(ConfigurationError, match="'neurokube init VOLUME'") as error:
             load_workflow(str(path))
         assert str(error.value).startswith(f"{path}: ")
 
