@@ -1,5 +1,6 @@
 """The workflow file: YAML, checked by pydantic, every mistake named by file and field."""
 
+import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -229,7 +230,9 @@ def _suggestion(word: str, known: Any) -> str:
 
 
 def _resolved(path: str, folder: Path) -> str:
-    return path if "://" in path else str((folder / Path(path).expanduser()).absolute())
+    # pathlib takes './~name' for a home folder, and refuses a '~name' that is none
+    home = os.path.expanduser(path)  # noqa: PTH111
+    return path if "://" in path else str((folder / home).absolute())
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -75,7 +75,10 @@ def _look(shape: Vector) -> str:
 
 def _shown(path: Path, folder: Path) -> str:
     path = path.absolute()
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+    if not path.is_relative_to(folder):
+        return str(path)
+    shown = str(path.relative_to(folder))
+    return f"./{shown}" if shown.startswith("~") else shown
 
 
 def _stage_lines(kind: str, stage: type[Stage]) -> list[str]:
