@@ -30,7 +30,7 @@ VOXEL_SIZE: Nanometres = (40.0, 8.0, 8.0)
 TILE = [16, 128, 128]
 STAGES = {
     "boundaries": {"tile": TILE},
-    "fragments": {"tile": TILE},
+    "fragments": {"tile": TILE, "seed_smoothing": 40.0},
     "graph": {},
     "multicut": {},
     "segmentation": {},
@@ -79,7 +79,7 @@ def peaks(folder: Path, shape: Vector) -> dict[str, tuple[int, int]]:
 
 def main() -> None:
     argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
-    shapes: list[Vector] = [(64, 512, 512), (128, 1024, 1024)]
+    shapes: list[Vector] = [(32, 512, 512), (64, 1024, 1024)]
     found = []
     for shape in shapes:
         with TemporaryDirectory(prefix="memory-") as folder:

@@ -111,7 +111,10 @@ def test_without_a_command_the_help_is_shown_and_one_is_asked_for(call):
         (["plan", "whole.yaml", "--region", "5:0,0:5,0:5"], "each axis needs 0 <= start < stop"),
         (["import", "image.npy", "new.zarr"], "give it in nm with --voxel-size"),
         (["import", "image.npy", "new.zarr", "--voxel-size", "0,8,8"], "--voxel-size needs three positive numbers"),
-        (["import", "image.npy", "new.zarr", "--voxel-size", "8"], "--voxel-size 8: give 3 numbers with commas between, as 40,4,4"),
+        (
+            ["import", "image.npy", "new.zarr", "--voxel-size", "8"],
+            "--voxel-size 8: give 3 numbers with commas between, as 40,4,4",
+        ),
         (["import", "image.npy", "image.zarr", "--voxel-size", "8,8,8"], "exists; choose another destination"),
         (["init", "image.zarr", "-o", "whole.yaml"], "is there already; choose another name"),
         (["work", "runs/whole", "no/step"], "there is no step 'no/step' in this run; there are boundaries/boundaries"),
