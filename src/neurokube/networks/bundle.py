@@ -1,0 +1,260 @@
+"""Model bundles: weights as safetensors beside a card that says what they are.
+
+<bundle>/card.yaml
+<bundle>/weights.safetensors      (or model.pt, TorchScript, or model.onnx, of models from elsewhere)
+
+A bundle is data: nothing in it is unpickled, and code runs only where a card names an importable module
+that the user has installed.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from .. import __version__
+from ..blocks import Vector
+from ..errors import DataError, UsageError, surroundings
+from .normalization import Normalization
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+CARD = "card.yaml"
+WEIGHTS = "weights.safetensors"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class UNetLevel(_Strict):
+    """One resolution of a U-Net, from fine to coarse: features, the kernels of its blocks, the pooling before it."""
+
+    features: PositiveInt
+    kernels: tuple[Vector, Vector]
+    pooling: Vector
+
+
+class UNetArchitecture(_Strict):
+    """Our U-Net (`networks.unet`)."""
+
+    kind: Literal["unet"] = "unet"
+    levels: tuple[UNetLevel, ...]
+
+
+class TorchScriptArchitecture(_Strict):
+    """Somebody else's model as TorchScript."""
+
+    kind: Literal["torchscript"] = "torchscript"
+
+
+class OnnxArchitecture(_Strict):
+    """Somebody else's model as ONNX."""
+
+    kind: Literal["onnx"] = "onnx"
+
+
+class PythonArchitecture(_Strict):
+    """A module that can be imported: `package.module:factory`, called with `arguments`, returns the network."""
+
+    kind: Literal["python"] = "python"
+    factory: str = Field(pattern=r"^[\w.]+:\w+$")
+    arguments: dict[str, Any] = {}
+
+
+Architecture = Annotated[
+    UNetArchitecture | TorchScriptArchitecture | OnnxArchitecture | PythonArchitecture, Field(discriminator="kind")
+]
+
+
+class Card(_Strict):
+    """What a model is: everything that is needed to run it, to judge it, and to make it again."""
+
+    format: Literal[1] = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    licence: str | None = None
+    authors: tuple[str, ...] = ()
+    citations: tuple[str, ...] = ()
+    neurokube: str = __version__
+    architecture: Architecture
+    channels: PositiveInt = Field(1, description="image channels")
+    labels: tuple[str, ...] = Field(min_length=1, description="what the output channels are, in order")
+    output: Literal["logits", "probabilities"] = "logits"
+    axes: Literal["zyx"] = "zyx"
+    voxel_size: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(description="nm (z, y, x)")
+    modality: str | None = None
+    normalization: Literal["volume"] | Normalization = Field(
+        "volume", description="grey values to zero mean and unit deviation: as measured on each volume, or fixed"
+    )
+    trained_normalization: Normalization | None = Field(None, description="mean over the training volumes")
+    window: Vector = Field(description="voxels (z, y, x) it was trained with")
+    multiple: Vector = Field((1, 1, 1), description="sides of a window are multiples of these")
+    halo: Vector = Field(description="voxels at a window's faces that see too little around them")
+    thresholds: dict[str, float] = Field({}, description="probability from which a label counts, found in validation")
+    scores: dict[str, Any] = {}
+    training: dict[str, Any] = Field({}, description="data and its licences, settings, the command that made it")
+    weights: str = Field(WEIGHTS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: a name occurs twice")
+        if unknown := [name for name in self.thresholds if name not in self.labels]:
+            raise ValueError(f"thresholds: {', '.join(unknown)} is no label")
+        if any(w % m for w, m in zip(self.window, self.multiple, strict=True)):
+            raise ValueError(f"window: {self.window} is no multiple of {self.multiple}")
+        return self
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model on disk whose card was read and whose weights have the checksum that it names."""
+
+    folder: Path
+    card: Card
+
+    @property
+    def weights(self) -> Path:
+        """The file of weights."""
+        return self.folder / self.card.weights
+
+    def tensors(self) -> "dict[str, Tensor]":
+        """Return the weights of a safetensors file.
+
+        Raises:
+            DataError: where the file is none.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(self.weights)
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{self.weights}: cannot be read ({error}); get the bundle again") from None
+
+    def network(self, *, fold: bool = True) -> "nn.Module":
+        """Return the network with its weights, in evaluation mode; batch norms folded unless asked not to.
+
+        Raises:
+            DataError: where weights do not fit the architecture, or its code cannot be imported.
+        """
+        from .networks import build
+
+        return build(self, fold=fold)
+
+
+def load_bundle(model: str) -> Bundle:
+    """Open a bundle by the path of its folder, or by the name of an installed or shipped one.
+
+    Raises:
+        UsageError: where there is none.
+        DataError: where it is damaged: names what.
+    """
+    folder = find(model)
+    card = read_card(folder)
+    weights = folder / card.weights
+    if not weights.is_file():
+        raise DataError(f"{folder}: its weights ({card.weights}) are missing; get the bundle again")
+    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if found != card.sha256:
+        raise DataError(
+            f"{weights}: its checksum is {found[:12]}..., the card says {card.sha256[:12]}...; "
+            "the file is damaged or was exchanged: get the bundle again"
+        )
+    return Bundle(folder, card)
+
+
+def read_card(folder: Path) -> Card:
+    """Read the card of a bundle.
+
+    Raises:
+        DataError: where there is none or it says something that cannot be.
+    """
+    path = folder / CARD
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Card.model_validate(document)
+    except OSError as error:
+        raise surroundings(error, str(path)) or DataError(f"{path}: {error.strerror}; name a model bundle") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: no YAML ({' '.join(str(error).split())[:100]}); get the bundle again") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        raise DataError(f"{path}: {field + ': ' if field else ''}{message}") from None
+
+
+def write_bundle(folder: Path, card: dict[str, Any], tensors: "dict[str, Tensor]") -> Bundle:
+    """Write a bundle of safetensors; a bundle that is there is replaced, the card last."""
+    from safetensors.torch import save
+
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    return write_files(folder, card, WEIGHTS, data)
+
+
+def write_files(folder: Path, card: dict[str, Any], weights: str, data: bytes) -> Bundle:
+    """Write a bundle whose weights are the bytes of a file named `weights`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    finished = Card.model_validate({**card, "weights": weights, "sha256": hashlib.sha256(data).hexdigest()})
+    for name, content in ((weights, data), (CARD, _yaml(finished).encode())):
+        part = folder / f".{name}.part"
+        part.write_bytes(content)
+        part.replace(folder / name)
+    return Bundle(folder, finished)
+
+
+def _yaml(card: Card) -> str:
+    text: str = yaml.safe_dump(
+        card.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=100
+    )
+    return text
+
+
+SHIPPED = Path(__file__).parent / "shipped"
+
+
+def installed_folder() -> Path:
+    """Return where imported models are kept: NEUROKUBE_MODELS, or a folder in the user's home."""
+    return Path(os.environ.get("NEUROKUBE_MODELS") or Path.home() / ".local" / "share" / "neurokube" / "models")
+
+
+def find(model: str) -> Path:
+    """Return the folder of a bundle named by path or by name.
+
+    Raises:
+        UsageError: where there is none.
+    """
+    path = Path(model).expanduser()
+    if (path / CARD).is_file():
+        return path.absolute()
+    for place in (installed_folder(), SHIPPED):
+        if "/" not in model and (place / model / CARD).is_file():
+            return place / model
+    names = [bundle.name for bundle, _ in known()]
+    raise UsageError(
+        f"model '{model}': no bundle of that name or path (a folder with {CARD}); "
+        f"there are {', '.join(names) or 'none'}"
+    )
+
+
+def known() -> Iterator[tuple[Card, str]]:
+    """Yield the cards of all installed and shipped models, and which of the two each is; damaged ones are left out."""
+    seen = set()
+    for place, kind in ((installed_folder(), "installed"), (SHIPPED, "shipped")):
+        for path in sorted(place.glob(f"*/{CARD}")):
+            try:
+                card = read_card(path.parent)
+            except DataError:
+                continue
+            if path.parent.name not in seen:
+                seen.add(path.parent.name)
+                yield card, kind

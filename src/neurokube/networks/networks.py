@@ -1,0 +1,77 @@
+"""From a card to a network that can be called."""
+
+from importlib import import_module
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ..errors import ConfigurationError, DataError
+from .bundle import Bundle, Card, PythonArchitecture, UNetArchitecture
+from .unet import UNet, UNetConfig, folded
+
+
+def config_of(card: Card) -> UNetConfig:
+    """Return the configuration of a card's U-Net."""
+    assert isinstance(card.architecture, UNetArchitecture)
+    levels = card.architecture.model_dump()["levels"]
+    return UNetConfig(channels=card.channels, labels=len(card.labels), levels=levels)
+
+
+def build(bundle: Bundle, *, fold: bool) -> nn.Module:
+    """Return a bundle's network in evaluation mode, see `Bundle.network`."""
+    architecture = bundle.card.architecture
+    if isinstance(architecture, UNetArchitecture):
+        network = UNet(config_of(bundle.card))
+        fill(network, bundle)
+        return folded(network) if fold else network.eval()
+    if isinstance(architecture, PythonArchitecture):
+        network = _imported(architecture, bundle)
+        fill(network, bundle)
+        return network.eval()
+    if architecture.kind == "torchscript":
+        try:
+            return cast(nn.Module, torch.jit.load(bundle.weights, map_location="cpu").eval())  # type: ignore[no-untyped-call]
+        except (RuntimeError, ValueError) as error:
+            raise DataError(f"{bundle.weights}: no TorchScript ({_brief(error)}); get the bundle again") from None
+    raise ConfigurationError(f"{bundle.folder}: an ONNX model, which runs by OpenVINO only; use backend: openvino")
+
+
+def fill(network: nn.Module, bundle: Bundle) -> None:
+    """Load a bundle's tensors into a network.
+
+    Raises:
+        DataError: where names or shapes differ.
+    """
+    tensors, wanted = bundle.tensors(), network.state_dict()
+    if odd := sorted(tensors.keys() ^ wanted.keys()):
+        verb = "lack" if odd[0] in wanted else "hold an unknown"
+        raise DataError(f"{bundle.weights}: the weights {verb} '{odd[0]}'; card and weights are not of one model")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            raise DataError(
+                f"{bundle.weights}: '{name}' has shape {tuple(tensor.shape)}, the card's architecture needs "
+                f"{tuple(wanted[name].shape)} (labels, channels or features differ); card and weights are not of one model"
+            )
+    network.load_state_dict(tensors)
+
+
+def _imported(architecture: PythonArchitecture, bundle: Bundle) -> nn.Module:
+    module, _, name = architecture.factory.partition(":")
+    try:
+        factory = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise DataError(
+            f"{bundle.folder}: needs {architecture.factory}, which cannot be imported ({error}); "
+            "install the package that has it"
+        ) from None
+    network: Any = factory(**architecture.arguments)
+    if not isinstance(network, nn.Module):
+        raise DataError(
+            f"{bundle.folder}: {architecture.factory} returned {type(network).__name__}, not a torch module"
+        )
+    return network
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).splitlines() or [repr(error)])[0][:120]

@@ -1,0 +1,59 @@
+"""Zero mean and unit deviation, measured on the volume: what makes one model fit differently exposed images."""
+
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..blocks import Box, Grid
+from ..errors import DataError
+from ..volumes import Volume
+
+_CUBES = 64
+_SIDE = (16, 128, 128)
+
+
+class Normalization(BaseModel):
+    """Grey values become (value - mean) / deviation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mean: float = Field(allow_inf_nan=False)
+    deviation: float = Field(gt=0, allow_inf_nan=False)
+
+    @classmethod
+    def of(cls, volume: Volume) -> Self:
+        """Measure a volume on at most 64 boxes spread over it, always the same; 0, the padding, does not count.
+
+        Raises:
+            DataError: where all that was looked at has one value.
+        """
+        grid = Grid(volume.spec.shape, _SIDE)
+        count = min(_CUBES, len(grid))
+        histogram = np.zeros(256, np.int64)
+        for k in range(count):
+            # steps of the golden ratio spread over all axes, where even steps could follow one
+            cell = k if count == len(grid) else int((k * 0.6180339887498949 % 1) * len(grid))
+            histogram += np.bincount(volume.read(grid.box(cell)).ravel(), minlength=256)
+        return cls.of_histogram(histogram, volume.url)
+
+    @classmethod
+    def of_histogram(cls, histogram: NDArray[np.int64], name: str) -> Self:
+        """Return mean and deviation of grey values counted from 0 to 255, 0 left out."""
+        counts, values = histogram[1:].astype(np.float64), np.arange(1, 256)
+        total = counts.sum()
+        mean = float((counts * values).sum() / total) if total else 0.0
+        deviation = float(np.sqrt((counts * (values - mean) ** 2).sum() / total)) if total else 0.0
+        if deviation == 0:
+            raise DataError(f"{name}: the image has a single grey value; name an image with content")
+        return cls(mean=round(mean, 3), deviation=round(deviation, 3))
+
+    def apply(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return normalized grey values, float32, of the same shape."""
+        return (image.astype(np.float32) - np.float32(self.mean)) / np.float32(self.deviation)
+
+
+def whole(volume: Volume) -> NDArray[np.uint8]:
+    """Return all voxels of a small volume."""
+    return np.asarray(volume.read(Box.of(volume.spec.shape)), np.uint8)

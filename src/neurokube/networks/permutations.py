@@ -1,0 +1,47 @@
+"""Flips and quarter turns of a window that its voxels allow."""
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..blocks import Vector
+
+Permutation = tuple[tuple[int, int, int], tuple[int, ...]]
+"""An order of the axes, then the axes that are flipped, both of (z, y, x)."""
+
+_SAME = 0.03
+
+
+def permutations(voxel_size: tuple[float, float, float], window: Vector) -> tuple[Permutation, ...]:
+    """Return the up to 16 permutations under which a window of these voxels looks like tissue again.
+
+    y and x change places where pixels are square and the window is; z never does, since few volumes are
+    as sharp along z as across.  The first is the identity; of the first n, the whole set of flips comes
+    before turns, so that few permutations already see both sides of each axis.
+    """
+    _, y, x = voxel_size
+    orders = [(0, 1, 2)]
+    if abs(y / x - 1) <= _SAME and window[1] == window[2]:
+        orders.append((0, 2, 1))
+    flips = [tuple(axis for axis, on in zip((2, 1, 0), bits, strict=True) if on) for bits in product((0, 1), repeat=3)]
+    flips.sort(key=lambda f: (0 in f, len(f) == 1, f))
+    return tuple((order, flip) for flip in flips for order in orders)
+
+
+def permute(array: NDArray[Any], permutation: Permutation) -> NDArray[Any]:
+    """Return ([c,] z, y, x) with its last three axes permuted; a view."""
+    order, flips = permutation
+    lead = array.ndim - 3
+    turned = array.transpose(*range(lead), *(lead + axis for axis in order))
+    return np.flip(turned, [lead + axis for axis in flips]) if flips else turned
+
+
+def restore(array: NDArray[Any], permutation: Permutation) -> NDArray[Any]:
+    """Undo `permute`; a view."""
+    order, flips = permutation
+    lead = array.ndim - 3
+    turned = np.flip(array, [lead + axis for axis in flips]) if flips else array
+    inverse = np.argsort(order)
+    return turned.transpose(*range(lead), *(lead + int(axis) for axis in inverse))

@@ -1,0 +1,195 @@
+"""A 3D U-Net with residual blocks whose kernels and pooling follow the voxel size.
+
+After Lee et al., "Superhuman accuracy on the SNEMI3D connectomics challenge" (2017): residual blocks, and
+skip connections that are added instead of concatenated, which costs a CPU half as much.  Where sections are
+thick a 3D kernel would mix voxels that lie far apart: the first levels work section by section, until
+pooling has made the voxels nearly cubic.
+"""
+
+from collections.abc import Iterator
+from math import prod
+from typing import Self, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from ..blocks import Vector
+from .bundle import UNetLevel as Level
+
+SIZES = {
+    "small": (8, 24, 48, 96),
+    "medium": (12, 32, 64, 128),
+    "large": (28, 56, 112, 224, 320),
+}
+"""Features a level: `small` and `medium` are for a CPU, `large` for a GPU."""
+
+_FLAT, _HALF_FLAT = 6.0, 2.0
+"""From this ratio of section thickness to pixel on both kernels of a block, or the second, are flat."""
+
+
+class UNetConfig(BaseModel):
+    """A U-Net: `channels` image channels in, a sigmoid channel a label out, levels from fine to coarse."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    channels: PositiveInt = 1
+    labels: PositiveInt
+    levels: tuple[Level, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _odd_kernels(self) -> Self:
+        if any(n < 1 or n % 2 == 0 for level in self.levels for kernel in level.kernels for n in kernel):
+            raise ValueError("levels: kernels need odd sizes")
+        if any(n < 1 for level in self.levels for n in level.pooling) or self.levels[0].pooling != (1, 1, 1):
+            raise ValueError("levels: pooling is at least 1, and (1, 1, 1) at the first level")
+        return self
+
+    @classmethod
+    def fitting(
+        cls, voxel_size: tuple[float, float, float], labels: int, features: tuple[int, ...], channels: int = 1
+    ) -> Self:
+        """Return the network for a voxel size (z, y, x) in nm, one level for each number of features."""
+        size = list(voxel_size)
+        levels: list[Level] = []
+        for n in features:
+            pooling = (1, 1, 1)
+            if levels:
+                finest = min(size)
+                # an axis joins in while it is nearly as fine as the finest
+                z, y, x = (2 if s < 1.5 * finest else 1 for s in size)
+                pooling = (z, y, x)
+                size = [s * p for s, p in zip(size, pooling, strict=True)]
+            ratio = size[0] / min(size[1:])
+            flat, full = (1, 3, 3), (3, 3, 3)
+            kernels = (flat if ratio >= _FLAT else full, flat if ratio >= _HALF_FLAT else full)
+            levels.append(Level(features=n, kernels=kernels, pooling=pooling))
+        return cls(channels=channels, labels=labels, levels=tuple(levels))
+
+    @property
+    def factor(self) -> Vector:
+        """What a window's sides must be multiples of: all the pooling together."""
+        z, y, x = (prod(level.pooling[axis] for level in self.levels) for axis in range(3))
+        return z, y, x
+
+    @property
+    def receptive_field(self) -> Vector:
+        """How many voxels (z, y, x) on either side of one its value can depend on."""
+        reach, scale = [_stem(self.levels[0])[axis] // 2 for axis in range(3)], [1, 1, 1]
+        for number, level in enumerate(self.levels):
+            last = number == len(self.levels) - 1
+            for axis in range(3):
+                scale[axis] *= level.pooling[axis]
+                # pooling and its inverse can look to either side by what they merge
+                reach[axis] += scale[axis] - scale[axis] // level.pooling[axis]
+                block = sum(kernel[axis] // 2 for kernel in level.kernels) * (1 if last else 2)
+                reach[axis] += block * scale[axis]
+        z, y, x = reach
+        return z, y, x
+
+
+class UNet(nn.Module):
+    """The network: (n, channels, z, y, x) float to logits (n, labels, z, y, x) of the same z, y, x.
+
+    Sides must be multiples of `UNetConfig.factor`.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        first, *rest = config.levels
+        stem = _stem(first)
+        self.stem = _Convolution(config.channels, first.features, stem)
+        self.down = nn.ModuleList(_Residual(level) for level in config.levels)
+        pairs = list(zip(config.levels, rest, strict=False))
+        self.pool = nn.ModuleList(_Pool(a.features, b) for a, b in pairs)
+        self.raise_ = nn.ModuleList(_Raise(b, a.features) for a, b in pairs)
+        self.up = nn.ModuleList(_Residual(a) for a, _ in pairs)
+        self.head = nn.Conv3d(first.features, config.labels, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits."""
+        x = self.down[0](self.stem(image))
+        passed = []
+        for pool, down in zip(self.pool, self.down[1:], strict=True):
+            passed.append(x)
+            x = down(pool(x))
+        for raise_, up in reversed(list(zip(self.raise_, self.up, strict=True))):
+            x = up(raise_(x) + passed.pop())
+        return cast(Tensor, self.head(x))
+
+
+def folded(network: UNet) -> UNet:
+    """Return a copy whose batch norms are folded into the convolutions before them: inference only.
+
+    What is left normalizes nothing, so a window's result does not depend on what is beside it in a batch.
+    """
+    from copy import deepcopy
+
+    copy = deepcopy(network).eval()
+    for layer in _convolutions(copy):
+        layer.fold()
+    return copy
+
+
+def _stem(level: Level) -> Vector:
+    return (level.kernels[0][0], 5, 5)
+
+
+def _convolutions(network: nn.Module) -> Iterator["_Convolution"]:
+    return (m for m in network.modules() if isinstance(m, _Convolution))
+
+
+class _Convolution(nn.Module):
+    """A convolution with batch norm, and ReLU if `active`."""
+
+    def __init__(self, before: int, after: int, kernel: Vector, *, active: bool = True) -> None:
+        super().__init__()
+        self.convolution = nn.Conv3d(before, after, kernel, padding=tuple(n // 2 for n in kernel))
+        self.norm: nn.Module = nn.BatchNorm3d(after)
+        self.active = active
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.convolution(x))
+        return torch.relu(y) if self.active else y
+
+    def fold(self) -> None:
+        if isinstance(self.norm, nn.BatchNorm3d):
+            self.convolution = nn.utils.fuse_conv_bn_eval(self.convolution.eval(), self.norm.eval())
+            self.norm = nn.Identity()
+
+
+class _Residual(nn.Module):
+    """Two convolutions beside a connection that skips them."""
+
+    def __init__(self, level: Level) -> None:
+        super().__init__()
+        first, second = level.kernels
+        self.first = _Convolution(level.features, level.features, first)
+        self.second = _Convolution(level.features, level.features, second, active=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.second(self.first(x)))
+
+
+class _Pool(nn.Module):
+    """To the next coarser level: the maximum, and as many features as it has."""
+
+    def __init__(self, before: int, level: Level) -> None:
+        super().__init__()
+        self.pool = nn.MaxPool3d(level.pooling)
+        self.widen = _Convolution(before, level.features, (1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.widen(self.pool(x)))
+
+
+class _Raise(nn.Module):
+    """To the next finer level."""
+
+    def __init__(self, level: Level, after: int) -> None:
+        super().__init__()
+        self.raise_ = nn.ConvTranspose3d(level.features, after, level.pooling, stride=level.pooling)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.raise_(x))

@@ -1,0 +1,112 @@
+"""Training windows: which, and what is done to them; each a pure function of the seed and its number."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.random import Generator, default_rng
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..blocks import Box, Vector
+from ..errors import DataError
+from .augmentation import deform, expose, margin, permute_window
+from .config import Augmentation
+from .truth import Annotated
+
+_PLACES = 100_000
+Item = tuple[Tensor, Tensor, Tensor]
+"""Image (1, z, y, x), truth and what of it is known, both (labels, z, y, x); all float32."""
+
+
+class Windows(Dataset[Item]):
+    """Training windows number `first` to `first + count`.
+
+    Window n is the same whoever asks for it and whenever, so a training that goes on after a kill sees what
+    an undisturbed one sees.  A share `balance` of them is placed on a voxel of a label, all labels in turn
+    alike, the others on any annotated voxel.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[Annotated],
+        labels: int,
+        window: Vector,
+        *,
+        seed: int,
+        balance: float,
+        augmentation: Augmentation | None,
+    ) -> None:
+        self.volumes = volumes
+        self.labels = labels
+        self.window = window
+        self.first, self.count = 0, 0
+        self._seed = seed
+        self._balance = balance
+        self._augmentation = augmentation
+        for volume in volumes:
+            if any(n < w for n, w in zip(volume.shape, window, strict=True)):
+                raise DataError(
+                    f"{volume.name}: {volume.shape} voxels (z, y, x) are too few for a window of {window}; "
+                    "use more of it, or a smaller window"
+                )
+        weights = np.array([volume.weight for volume in volumes])
+        self._shares = weights / weights.sum()
+        self._places = [_places(volume, labels, seed) for volume in volumes]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Item:
+        """Return a window."""
+        random = default_rng([self._seed, self.first + index])
+        number = int(random.choice(len(self.volumes), p=self._shares))
+        volume = self.volumes[number]
+        start = self._start(volume.shape, self._places[number], random)
+        image, positive, known = self._cut(volume, Box.of(self.window).shift(start), random)
+        bits = np.arange(self.labels, dtype=np.uint32)[:, None, None, None]
+        planes = ((((b[None] >> bits) & 1).astype(np.float32)) for b in (positive & known, known))
+        truth, mask = (torch.from_numpy(p) for p in planes)
+        return torch.from_numpy(np.ascontiguousarray(image))[None], truth, mask
+
+    def _start(self, shape: Vector, places: "list[NDArray[np.int64]]", random: Generator) -> Vector:
+        *rare, anywhere = places
+        usable = [p for p in rare if len(p)]
+        chosen = usable[random.integers(len(usable))] if usable and random.random() < self._balance else anywhere
+        voxel = np.unravel_index(int(chosen[random.integers(len(chosen))]), shape)
+        z, y, x = (
+            int(np.clip(v - random.integers(w), 0, n - w)) for v, w, n in zip(voxel, self.window, shape, strict=True)
+        )
+        return z, y, x
+
+    def _cut(
+        self, volume: Annotated, box: Box, random: Generator
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint32], NDArray[np.uint32]]:
+        settings = self._augmentation
+        if settings is None:
+            image = volume.normalization.apply(volume.image[box.slices])
+            return image, volume.positive[box.slices], volume.known[box.slices]
+        source = box.grow(margin(settings, volume.voxel_size, self.window))
+        inside = source.clip(Box.of(volume.shape))
+        pad = [(a - b, d - c) for a, b, c, d in zip(inside.start, source.start, inside.stop, source.stop, strict=True)]
+        image = volume.normalization.apply(np.pad(volume.image[inside.slices], pad, mode="reflect"))
+        planes = [np.pad(plane[inside.slices], pad) for plane in (volume.positive, volume.known)]
+        image, planes = deform(settings, volume.voxel_size, self.window, image, planes, random)
+        if settings.permutations:
+            image, planes = permute_window(volume.voxel_size, self.window, image, planes, random)
+        return expose(settings, np.ascontiguousarray(image), random), planes[0], planes[1]
+
+
+def _places(volume: Annotated, labels: int, seed: int) -> list[NDArray[np.int64]]:
+    """Return voxels, as flat indices, of each label and, last, of all that is annotated: a sample of each."""
+    random = default_rng([seed, 2**31])
+    flat = volume.positive.reshape(-1)
+    known = volume.known.reshape(-1)
+
+    def sample(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        found = np.flatnonzero(mask)
+        return found if len(found) <= _PLACES else np.sort(random.choice(found, _PLACES, replace=False))
+
+    rare = [sample((flat >> np.uint32(k)) & 1 == 1) for k in range(labels)]
+    return [*rare, sample(known != 0)]

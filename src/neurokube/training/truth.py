@@ -1,0 +1,258 @@
+"""Annotated volumes in memory (or mapped from a fast disk), on the voxel grid that the network sees."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..blocks import Box, Vector, parse_region
+from ..errors import ConfigurationError, DataError
+from ..networks.normalization import Normalization
+from ..volumes import Volume, open_volume
+from ..volumes.resampling import ALIKE, Resampling
+from ..volumes.volume import COARSE, Nanometres
+from .config import AnnotatedVolume, LabelSource
+
+MOST_LABELS = 24
+_SLAB = 16
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """An image and its truth, arrays (z, y, x) of one shape.
+
+    Bit k of `positive` says that a voxel has label k, bit k of `known` that somebody looked whether it has.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    positive: NDArray[np.uint32]
+    known: NDArray[np.uint32]
+    normalization: Normalization
+    voxel_size: Nanometres
+    weight: float
+
+    @property
+    def shape(self) -> Vector:
+        """Extent in voxels (z, y, x)."""
+        z, y, x = self.image.shape
+        return z, y, x
+
+    def counts(self, labels: int) -> NDArray[np.int64]:
+        """Return, shape (labels, 2), how many voxels are known not to have each label, and to have it."""
+        found = np.zeros((labels, 2), np.int64)
+        for z in range(len(self.image)):
+            for k in range(labels):
+                known, positive = (self.known[z] >> k) & 1, (self.positive[z] >> k) & 1
+                has = int((known & positive).sum())
+                found[k] += (int(known.sum()) - has, has)
+        return found
+
+
+def load(
+    entry: AnnotatedVolume, labels: Sequence[str], voxel_size: Nanometres, *, scratch: str | None = None
+) -> Annotated:
+    """Read an annotated volume, resampled to `voxel_size`; into files below `scratch` where one is named.
+
+    Raises:
+        DataError: where image and truth do not fit, a truth is empty, or a volume cannot be read.
+    """
+    image = open_volume(entry.image)
+    if image.spec.kind != "image" or image.spec.dtype != "uint8" or image.spec.channels is not None:
+        raise DataError(f"{entry.image}: not an 8-bit image of one channel; import one with --to-8bit auto")
+    region = Box.of(image.spec.shape) if entry.region is None else parse_region(entry.region)
+    if not image.spec.box.contains(region):
+        raise DataError(f"{entry.image}: region {region} is not inside the image {image.spec.box}; choose one that is")
+    resampling = Resampling.between(region.shape, image.spec.voxel_size, voxel_size)
+    places = {name: _Placed(source, image, region) for name, source in entry.truth.items() if name in labels}
+    arrays = _Arrays(resampling.new_shape, _cache_key(entry, labels, voxel_size, image), scratch)
+    if not arrays.ready:
+        for z in range(0, resampling.new_shape[0], _SLAB):
+            _fill(arrays, z, resampling, image.crop(region), labels, places)
+        arrays.finish()
+    loaded = Annotated(
+        entry.image,
+        *arrays.opened(),
+        Normalization.of(image),
+        cast(Nanometres, tuple(v * s for v, s in zip(image.spec.voxel_size, resampling.scale, strict=True))),
+        entry.weight,
+    )
+    _check_truth(loaded, labels, entry)
+    return loaded
+
+
+def _fill(
+    arrays: "_Arrays",
+    z: int,
+    resampling: Resampling,
+    image: Volume,
+    labels: Sequence[str],
+    places: "dict[str, _Placed]",
+) -> None:
+    shape = resampling.new_shape
+    box = Box((z, 0, 0), (min(z + _SLAB, shape[0]), shape[1], shape[2]))
+    source = resampling.needed(box)
+    grey = resampling.linear(image.read(source).astype(np.float32), box)
+    arrays.image[box.slices] = np.clip(np.rint(grey), 0, 255)
+    for k, label in enumerate(labels):
+        if label not in places:
+            continue
+        positive, known = places[label].read(source)
+        bit = np.uint32(1 << k)
+        arrays.positive[box.slices] |= np.where(resampling.nearest(positive, box), bit, np.uint32(0))
+        arrays.known[box.slices] |= np.where(resampling.nearest(known, box), bit, np.uint32(0))
+
+
+class _Placed:
+    """The truth of one label, read in voxels of the image's region."""
+
+    def __init__(self, source: LabelSource, image: Volume, region: Box) -> None:
+        self._source = source
+        self._volume = open_volume(source.path)
+        spec, ours = self._volume.spec, image.spec
+        if np.dtype(spec.dtype).kind not in "bu" or spec.channels is not None:
+            raise DataError(f"{source.path}: holds {spec.dtype}, not labels; import it with --labels")
+        if any(abs(a / b - 1) > ALIKE for a, b in zip(spec.voxel_size, ours.voxel_size, strict=True)):
+            raise DataError(
+                f"{source.path}: its voxels are {_nm(spec.voxel_size)}, those of {image.url} {_nm(ours.voxel_size)}; "
+                "import the annotation with the voxel size of its image"
+            )
+        moved = [(a - b) / v for a, b, v in zip(spec.offset, ours.offset, ours.voxel_size, strict=True)]
+        z, y, x = (round(m) for m in moved)
+        self._box = Box.of(spec.shape).shift((z, y, x))  # in voxels of the image
+        self._region = region
+        if self._box.clip(region).size == 0:
+            raise DataError(
+                f"{source.path}: lies at {self._box} of {image.url}, outside the part that is used ({region}); "
+                "check its offset and the region"
+            )
+        unlabelled = source.unlabelled
+        if unlabelled is None:
+            unlabelled = (0,) if self._volume.attributes.get("annotation") else ()
+        self._unlabelled = unlabelled
+        self._border: NDArray[np.bool_] | None = None
+
+    def read(self, box: Box) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return where the label is, and where that is known, in a box of the region's voxels."""
+        wanted = box.shift(self._region.start)
+        inside = wanted.clip(self._box)
+        positive, known = np.zeros(box.shape, bool), np.zeros(box.shape, bool)
+        if inside.size:
+            values = self._volume.read(inside.relative_to(self._box.start))
+            here = inside.relative_to(wanted.start).slices
+            known[here] = ~np.isin(values, self._unlabelled) if self._unlabelled else True
+            positive[here] = self._positive(values, inside) & known[here]
+        return positive, known
+
+    def _positive(self, values: NDArray[Any], box: Box) -> NDArray[np.bool_]:
+        if self._source.boundaries_of is not None:
+            if self._border is None:
+                spec = self._volume.spec
+                everything = self._volume.read(Box.of(spec.shape))
+                self._border = borders(everything, spec.voxel_size, self._source.thickness)
+            return self._border[box.relative_to(self._box.start).slices]
+        if self._source.values is None:
+            return np.asarray(values != 0)
+        return np.isin(values, self._source.values)
+
+
+def borders(labels: NDArray[Any], voxel_size: Nanometres, thickness: float) -> NDArray[np.bool_]:
+    """Return the voxels within half of `thickness` nm of another label, shape (z, y, x).
+
+    Where sections are thick only neighbours in the same section count: cells that follow one another in z
+    show no membrane between them.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    flat = voxel_size[0] / min(voxel_size[1:]) >= COARSE
+    edge = np.zeros(labels.shape, bool)
+    for axis in (1, 2) if flat else (0, 1, 2):
+        a, b = (tuple(slice(k, n) if d == axis else slice(None) for d in range(3)) for k, n in ((0, -1), (1, None)))
+        differs = labels[a] != labels[b]
+        edge[a] |= differs
+        edge[b] |= differs
+    half = thickness / 2 - min(voxel_size[1:]) / 2
+    if flat:
+        return np.stack([distance_transform_edt(~plane, voxel_size[1:]) <= half for plane in edge])
+    return np.asarray(distance_transform_edt(~edge, voxel_size) <= half)
+
+
+def _check_truth(loaded: Annotated, labels: Sequence[str], entry: AnnotatedVolume) -> None:
+    if len(labels) > MOST_LABELS:
+        raise ConfigurationError(f"labels: at most {MOST_LABELS}, not {len(labels)}; train two networks")
+    counts = loaded.counts(len(labels))
+    for label, (negative, positive) in zip(labels, counts, strict=True):
+        if label in entry.truth and negative + positive == 0:
+            raise DataError(
+                f"{entry.truth[label].path}: nothing is annotated for '{label}' in the part that is used; "
+                "check 'unlabelled' and 'region'"
+            )
+    if not counts[:, 1].any():
+        raise DataError(f"{entry.image}: its truth has no voxel of any label; check 'values'")
+
+
+def _nm(size: Nanometres) -> str:
+    return " x ".join(f"{v:g}" for v in size) + " nm"
+
+
+def _cache_key(entry: AnnotatedVolume, labels: Sequence[str], voxel_size: Nanometres, image: Volume) -> str:
+    prints = {source.path: open_volume(source.path).fingerprint for source in entry.truth.values()}
+    content = [entry.model_dump(mode="json"), list(labels), list(voxel_size), image.fingerprint, prints]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class _Arrays:
+    """Image and truth, in memory or as files that a later start finds ready."""
+
+    def __init__(self, shape: Vector, key: str, scratch: str | None) -> None:
+        self._folder = None if scratch is None else Path(scratch) / f"neurokube-{key}"
+        self.ready = self._folder is not None and (self._folder / "ready").exists()
+        if self.ready:
+            return
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        self.image = self._make("image", shape, "uint8")
+        self.positive = self._make("positive", shape, "uint32")
+        self.known = self._make("known", shape, "uint32")
+
+    def _make(self, name: str, shape: Vector, dtype: str) -> NDArray[Any]:
+        if self._folder is None:
+            return np.zeros(shape, dtype)
+        return np.lib.format.open_memmap(self._folder / f"{name}.npy", "w+", dtype, shape)
+
+    def finish(self) -> None:
+        if self._folder is not None:
+            for array in (self.image, self.positive, self.known):
+                cast(np.memmap, array).flush()
+            (self._folder / "ready").touch()
+
+    def opened(self) -> tuple[NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint32]]:
+        if self._folder is None:
+            return self.image, self.positive, self.known
+        image, positive, known = (
+            np.load(self._folder / f"{name}.npy", mmap_mode="r") for name in ("image", "positive", "known")
+        )
+        return image, positive, known
+
+
+def described(volumes: Sequence[Annotated], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what was loaded, as plain values: shape, voxel size and the share of each label."""
+    rows = []
+    for volume in volumes:
+        counts = volume.counts(len(labels))
+        shares = {label: round(float(c[1] / c.sum()), 5) for label, c in zip(labels, counts, strict=True) if c.sum()}
+        rows.append(
+            {
+                "image": volume.name,
+                "shape": list(volume.shape),
+                "voxel_size": list(volume.voxel_size),
+                "normalization": volume.normalization.model_dump(),
+                "shares": shares,
+            }
+        )
+    return rows
