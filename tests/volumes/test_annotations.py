@@ -134,6 +134,7 @@ def test_a_label_stack_keeps_its_ids_and_place(tmp_path, image, write):
     assert report.dtype == "uint8" and report.names == {7: "mito"}
 
 
+@pytest.mark.filterwarnings("ignore:.*stored as RGB:DeprecationWarning")
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_cut_out_is_placed_by_its_first_voxel(tmp_path, image, write):
     source = write(tmp_path, painted()[2:5, 3:14, 4:])
@@ -475,17 +476,11 @@ def test_labels_of_paintera_lie_where_they_were_painted(tmp_path, image, kind, d
 
 def test_what_was_merged_in_paintera_has_the_id_of_its_segment(tmp_path, image):
     source = paintera(tmp_path, painted("uint64", 300)[2:, 1:, 1:])
-    assignment = np.array([[300, 1, 17], [40, 50, 50]], np.uint64)
     folder = source / "volumes" / "labels" / "fragment-segment-assignment"
-    n5(folder, assignment[None])
-    put(folder, dimensions=[3, 2], blockSize=[3, 1])
-    for old in folder.glob("*/*/*"):
-        old.unlink()
-    for k, row in enumerate(assignment):
-        block = struct.pack(">HH2I", 0, 2, 3, 1) + gzip.compress(row.astype(">u8").tobytes())
-        (folder / "0").mkdir(exist_ok=True)
-        if (folder / "0" / str(k)).is_dir():
-            (folder / "0" / str(k)).rmdir()
+    put(folder, dimensions=[3, 2], blockSize=[3, 1], dataType="uint64", compression={"type": "gzip"})
+    (folder / "0").mkdir()
+    for k, row in enumerate(([300, 1, 17], [40, 50, 50])):  # fragments, and their segments
+        block = struct.pack(">HH2I", 0, 2, 3, 1) + gzip.compress(np.array(row, ">u8").tobytes())
         (folder / "0" / str(k)).write_bytes(block)
     report = import_annotation(str(source), str(tmp_path / "a.zarr"), image=image, quiet=True)
     assert report.voxels == {50: 12, 40: 18}
@@ -555,6 +550,13 @@ def test_an_annotation_of_webknossos_brings_its_names(tmp_path, image, unpacked)
 @pytest.mark.parametrize("scale", [[4, 8, 40], {"factor": [0.004, 0.008, 0.04], "unit": "micrometer"}])
 def test_a_dataset_of_webknossos_is_read_at_its_finest_magnification(tmp_path, image, scale):
     source = webknossos_layer(tmp_path / "dataset", painted(), scale)
+    report = import_annotation(str(source), str(tmp_path / "a.zarr"), image=image, quiet=True)
+    check(report, tmp_path / "a.zarr", painted())
+
+
+def test_a_zipped_dataset_of_webknossos_may_be_in_a_folder(tmp_path, image):
+    webknossos_layer(tmp_path / "zipped" / "dataset", painted())
+    source = zipped(tmp_path / "zipped", tmp_path / "dataset.zip")
     report = import_annotation(str(source), str(tmp_path / "a.zarr"), image=image, quiet=True)
     check(report, tmp_path / "a.zarr", painted())
 
@@ -639,6 +641,14 @@ def test_sections_of_another_size_are_refused(tmp_path, image):
     np.save(tmp_path / "l.npy", painted()[:, :, 1:])
     message = refused(DataError, tmp_path / "l.npy", image)
     assert "20 x 29" in message and "20 x 30" in message and "--offset" in message
+
+
+def test_slices_that_are_no_neighbours_are_refused(tmp_path, image):
+    folder = write_slices(tmp_path, painted()[::2])
+    for z in (2, 1):
+        (folder / f"s{z:03}.png").rename(folder / f"s{2 * z:03}.png")
+    message = refused(DataError, folder, image)
+    assert "3 slices" in message and "steps of 2" in message
 
 
 @pytest.mark.parametrize(("value", "words"), [(-1, "negative"), (0.5, "whole"), (np.nan, "whole")])

@@ -200,6 +200,11 @@ def _check_place(painted: Painted, image: Volume, origin: Vector, given: Vector 
             f"{painted.path}: its sections are {_by(place.shape[1:])} voxels, those of {image.url} "
             f"{_by(frame.shape[1:])}; where they are a cut-out, give its first voxel with --offset Z,Y,X"
         )
+    if painted.step > 1 and place.shape[0] < frame.shape[0]:
+        raise DataError(
+            f"{painted.path}: its {place.shape[0]} slices are numbered in steps of {painted.step}, which cannot be "
+            "neighbours; put empty slices between them, or import them one by one with --offset Z,Y,X"
+        )
     inside = {
         "stack": frame.contains(place),
         "paint": place.clip(frame).size > 0,

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..sources import _blaming
-from .outlines import Outline, Ring, open_outlines
+from .outlines import Outline, Ring, ellipse, open_outlines
 from .painted import Painted, class_ids
 
 _OPEN = ("LINE", "FREELINE", "POLYLINE", "NOROI", "ANGLE", "POINT")
@@ -98,9 +98,3 @@ def _rings(path: str, name: str, roi: Any) -> tuple[Ring, ...]:
     if not rings:
         raise DataError(f"{path}: ROI '{name}' ({roi.roitype.name.lower()}) has no corners; draw it anew")
     return rings
-
-
-def ellipse(centre: tuple[float, float], one: tuple[float, float], other: tuple[float, float]) -> Ring:
-    """Return the ring of an ellipse, all (y, x), from its centre and two half axes."""
-    angle = np.linspace(0, 2 * np.pi, 720, endpoint=False)[:, None]
-    return np.asarray(np.asarray(centre) + np.cos(angle) * np.asarray(one) + np.sin(angle) * np.asarray(other))

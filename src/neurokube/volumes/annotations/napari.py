@@ -8,8 +8,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..sources import _blaming
-from .fiji import ellipse
-from .outlines import Outline, Ring, open_outlines
+from .outlines import Outline, Ring, ellipse, open_outlines
 from .painted import Painted
 
 _CLOSED = ("polygon", "rectangle", "ellipse", "path")

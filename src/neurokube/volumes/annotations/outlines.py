@@ -90,6 +90,12 @@ def _union(boxes: Sequence[Box]) -> Box:
     return Box((int(start[0]), int(start[1]), int(start[2])), (int(stop[0]), int(stop[1]), int(stop[2])))
 
 
+def ellipse(centre: tuple[float, float], one: tuple[float, float], other: tuple[float, float]) -> Ring:
+    """Return the ring of an ellipse, all (y, x), from its centre and two half axes."""
+    angle = np.linspace(0, 2 * np.pi, 720, endpoint=False)[:, None]
+    return np.asarray(np.asarray(centre) + np.cos(angle) * np.asarray(one) + np.sin(angle) * np.asarray(other))
+
+
 def fill(rings: Sequence[Ring], start: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Return which voxels have their centre inside rings, shape (y, x), the first voxel being `start`.
 

@@ -26,7 +26,7 @@ class Painted:
     `extent` is what it covers, in its own voxels (z, y, x); `read` returns a box of it, 0 where nothing is
     painted, and is safe in threads; `occupied` yields boxes that together hold everything painted inside a
     box.  `voxel_size` and `place`, the position of voxel (0, 0, 0), are (z, y, x) in nm where the source says
-    them; `names` maps ids to names.
+    them; `names` maps ids to names; `step` is how far apart the numbers of slices are.
     """
 
     path: str
@@ -39,6 +39,7 @@ class Painted:
     place: Nanometres | None = None
     names: Mapping[int, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    step: int = 1
     close: Callable[[], None] = lambda: None
 
     def ids(self, box: Box) -> NDArray[Any]:

@@ -1,7 +1,8 @@
 """Plain label stacks: folders of slices, TIFF (also of Fiji and of napari's Labels layers), HDF5, MRC, .npy."""
 
 from collections.abc import Iterator
-from math import prod
+from itertools import pairwise
+from math import gcd, prod
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...blocks import Box
 from ...errors import DataError
-from ..sources import Source, _blaming, _pillow, _tifffile, open_source
+from ..sources import Source, _blaming, _in_order, _pillow, _section_numbers, _slices_of, _tifffile, open_source
 from .painted import PIECE, Painted
 
 
@@ -38,8 +39,15 @@ def open_stack(source: str, dataset: str | None) -> Painted:
         fit="stack",
         voxel_size=stack.voxel_size,
         remarks=stack.remarks,
+        step=_step(file) if file.is_dir() else 1,
         close=stack.close,
     )
+
+
+def _step(folder: Path) -> int:
+    """Return how far apart the numbers of the slices in a folder are."""
+    numbers = _section_numbers(_in_order(folder, _slices_of(folder)[0])) or [0]
+    return gcd(*(b - a for a, b in pairwise(numbers))) or 1
 
 
 def _batches(stack: Source, box: Box) -> Iterator[Box]:

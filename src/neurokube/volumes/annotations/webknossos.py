@@ -49,7 +49,8 @@ def _unpack(path: str, file: Path, unpacked: ExitStack) -> Path:
     folder = Path(unpacked.enter_context(TemporaryDirectory(prefix="neurokube-")))
     with _blaming(path), ZipFile(file) as archive:
         archive.extractall(folder)
-    return folder
+    inside = [found.parent for found in folder.glob(f"*/{PROPERTIES}")]
+    return inside[0] if len(inside) == 1 and not is_webknossos(folder) else folder
 
 
 def _annotation(path: str, folder: Path, dataset: str | None, unpacked: ExitStack) -> Painted:
