@@ -1,0 +1,62 @@
+"""What models there are, for people and for programs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..bundle import Bundle, Card, known
+
+
+def models_table() -> list[dict[str, Any]]:
+    """Return a row for each installed and shipped model; voxel sizes (z, y, x) in nm."""
+    return [
+        {
+            "name": card.name,
+            "where": kind,
+            "labels": list(card.labels),
+            "voxel_size": list(card.voxel_size),
+            "modality": card.modality,
+            "licence": card.licence,
+            "scores": brief(card),
+        }
+        for card, kind in known()
+    ]
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """Return the card of a model, and where it is and how large."""
+    return {
+        **bundle.card.model_dump(mode="json", exclude_none=True),
+        "folder": str(bundle.folder),
+        "bytes": bundle.weights.stat().st_size,
+    }
+
+
+def brief(card: Card) -> str:
+    """Return F1 by label where the scores have it, else all numbers at their top."""
+    parts = []
+    for name, score in card.scores.items():
+        value = score.get("f1") if isinstance(score, Mapping) else score
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            parts.append(f"{name} {value:.2f}")
+    return ", ".join(parts)
+
+
+def print_models(rows: list[dict[str, Any]]) -> None:
+    """Print the rows of `models_table`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("model", "where", "labels", "voxel size (nm)", "modality", "licence", "scores")
+    for row in rows:
+        size = " x ".join(f"{n:g}" for n in row["voxel_size"])
+        table.add_row(
+            row["name"], row["where"], ", ".join(row["labels"]), size, row["modality"], row["licence"], row["scores"]
+        )
+    Console(markup=False, highlight=False).print(table)
+
+
+def print_description(description: dict[str, Any]) -> None:
+    """Print what `describe` returned as YAML, which is how the card is written."""
+    import yaml
+
+    print(yaml.safe_dump(description, sort_keys=False, allow_unicode=True, width=100), end="")
