@@ -1,13 +1,15 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurokube.blocks import Blend, Box, WindowGrid, blending_weights
+from neurokube.blocks import Blend, Box, WindowGrid
+from neurokube.blocks.blending import ramp
+from neurokube.errors import UsageError
 
 PROPERTY = settings(max_examples=50, deadline=None)
 
-GRID = WindowGrid((5, 14, 17), (3, 6, 6), (2, 3, 4))
-OVERLAP = (1, 3, 2)
+GRID = WindowGrid((5, 14, 17), (3, 7, 8), (2, 3, 4), (0, 1, 2))
 PREDICTIONS = np.random.default_rng(0).random((len(GRID), 2, *GRID.window), np.float32)
 
 
@@ -15,12 +17,11 @@ def vectors(*limits):
     return st.tuples(*[st.integers(0, n) for n in limits])
 
 
-def blend(box, predictions):
-    weights = blending_weights(GRID.window, OVERLAP)
-    merged = Blend(box, 2, weights)
-    for index in GRID.touching(box):
-        merged.add(GRID.box(index), predictions[index])
-    return merged.result()
+def blend(box, predictions, grid=GRID):
+    merged = Blend(grid, box, predictions.shape[1])
+    for index in grid.touching(box):
+        merged.add(index, predictions[index])
+    return merged.sum
 
 
 WHOLE = blend(Box.of(GRID.shape), PREDICTIONS)
@@ -33,39 +34,43 @@ def test_the_blend_of_a_box_is_bitwise_that_of_the_whole(a, b):
     np.testing.assert_array_equal(blend(box, PREDICTIONS), WHOLE[(slice(None), *box.slices)])
 
 
+@st.composite
+def window_grids(draw):
+    stride, overlap, halo = (tuple(draw(st.integers(least, 5)) for _ in range(3)) for least in (1, 0, 0))
+    overlap = tuple(min(o, s) for o, s in zip(overlap, stride, strict=True))
+    window = tuple(s + o + 2 * h for s, o, h in zip(stride, overlap, halo, strict=True))
+    return WindowGrid(tuple(draw(st.integers(1, 30)) for _ in range(3)), window, stride, halo)
+
+
 @PROPERTY
-@given(st.floats(0.125, 1000, width=32))
-def test_constant_predictions_blend_to_that_constant(value):
-    constant = np.full_like(PREDICTIONS, value)
-    np.testing.assert_allclose(blend(Box.of(GRID.shape), constant), value, rtol=1e-6)
+@given(window_grids(), st.floats(0.125, 1000, width=32))
+def test_constant_predictions_blend_to_that_constant(grid, value):
+    for axis in range(3):
+        total = np.zeros(grid.shape[axis])
+        for k in range(len(grid.starts[axis])):
+            start, stop = grid.span(axis, k)
+            total[start:stop] += ramp(grid, axis, k) * np.float32(value)
+        np.testing.assert_allclose(total, value, rtol=1e-6)
 
 
 def test_a_blend_lies_between_the_predictions_it_merges():
     low, high = np.full(GRID.shape, np.inf, np.float32), np.full(GRID.shape, -np.inf, np.float32)
     for index in range(len(GRID)):
-        part = GRID.box(index).slices
-        low[part] = np.minimum(low[part], PREDICTIONS[index, 0])
-        high[part] = np.maximum(high[part], PREDICTIONS[index, 0])
+        core = GRID.core(index)
+        inner = PREDICTIONS[index, 0][core.relative_to(GRID.box(index).start).slices]
+        low[core.slices] = np.minimum(low[core.slices], inner)
+        high[core.slices] = np.maximum(high[core.slices], inner)
     assert (WHOLE[0] >= low - 1e-6).all()
     assert (WHOLE[0] <= high + 1e-6).all()
 
 
-def test_a_window_outside_the_box_changes_nothing():
-    merged = Blend(Box.of((2, 2, 2)), 1, blending_weights((2, 2, 2), (0, 0, 0)))
-    merged.add(Box((2, 0, 0), (4, 2, 2)), np.ones((1, 2, 2, 2), np.float32))
-    assert not merged.result().any()
+def test_halos_count_only_at_the_faces_of_the_volume():
+    grid = WindowGrid((1, 1, 40), (1, 1, 12), (1, 1, 6), (0, 0, 3))
+    numbered = np.broadcast_to(np.arange(len(grid), dtype=np.float32).reshape(-1, 1, 1, 1, 1), (len(grid), 1, 1, 1, 12))
+    values = blend(Box.of(grid.shape), numbered, grid)[0, 0, 0]
+    np.testing.assert_array_equal(values, np.minimum(np.arange(40) // 6, len(grid) - 1))
 
 
-@PROPERTY
-@given(st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(0, 9)] * 3))
-def test_weights_are_positive_symmetric_and_at_most_one(window, overlap):
-    weights = blending_weights(window, overlap)
-    assert weights.shape == window
-    assert weights.dtype == np.float32
-    assert weights.min() > 0
-    assert weights.max() <= 1
-    np.testing.assert_array_equal(weights, weights[::-1, ::-1, ::-1])
-
-
-def test_without_overlap_every_voxel_weighs_the_same():
-    assert (blending_weights((3, 4, 5), (0, 0, 0)) == 1).all()
+def test_windows_that_leave_gaps_are_refused():
+    with pytest.raises(UsageError, match="leave gaps"):
+        WindowGrid((5, 14, 17), (3, 7, 8), (2, 3, 4), (1, 1, 2))

@@ -76,25 +76,29 @@ def test_a_block_is_one_cell_unless_asked_otherwise(grid):
 
 @st.composite
 def window_grids(draw):
-    window = draw(vectors(1, 6))
-    stride = tuple(draw(st.integers(1, n)) for n in window)
-    return WindowGrid(draw(vectors(1, 14)), window, stride)
+    stride, overlap, halo = (tuple(draw(st.integers(least, 4)) for _ in range(3)) for least in (1, 0, 0))
+    window = tuple(s + o + 2 * h for s, o, h in zip(stride, overlap, halo, strict=True))
+    return WindowGrid(draw(vectors(1, 14)), window, stride, halo)
 
 
 @PROPERTY
 @given(window_grids())
-def test_windows_cover_every_voxel_and_reach_beyond_only_a_smaller_volume(grid):
-    boxes = [grid.box(index) for index in range(len(grid))]
-    assert (covered(grid.shape, boxes) > 0).all()
-    assert len(set(boxes)) == len(boxes)
-    for box in boxes:
+def test_cores_cover_every_voxel_and_lie_in_their_windows(grid):
+    cores = [grid.core(index) for index in range(len(grid))]
+    assert (covered(grid.shape, cores) > 0).all()
+    for index, core in enumerate(cores):
+        box = grid.box(index)
         assert box.shape == grid.window
         assert all(b <= max(n, w) for b, n, w in zip(box.stop, grid.shape, grid.window, strict=True))
+        assert box.contains(core) and Box.of(grid.shape).contains(core)
+        for a, b, c, d, n, h in zip(box.start, core.start, core.stop, box.stop, grid.shape, grid.halo, strict=True):
+            assert b - a >= h or a == 0
+            assert d - c >= h or d >= n
 
 
 @PROPERTY
 @given(window_grids(), vectors(0, 14), vectors(0, 14))
-def test_exactly_the_windows_that_share_a_voxel_with_a_box_touch_it(grid, a, b):
-    box = Box(tuple(map(min, a, b)), tuple(map(max, a, b)))
-    meeting = [index for index in range(len(grid)) if grid.box(index).clip(box).size]
+def test_exactly_the_windows_whose_core_shares_a_voxel_with_a_box_touch_it(grid, a, b):
+    box = Box(tuple(map(min, a, b)), tuple(map(max, a, b))).clip(Box.of(grid.shape))
+    meeting = [index for index in range(len(grid)) if grid.core(index).clip(box).size]
     assert list(grid.touching(box)) == meeting

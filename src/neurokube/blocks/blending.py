@@ -5,15 +5,16 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .box import Box, Vector
+from .box import Box
+from .grid import WindowGrid
 
 
-@lru_cache(maxsize=16)
-def blending_weights(window: Vector, overlap: Vector) -> NDArray[np.float32]:
-    """Return the weight of each voxel of a window, shape `window`, in (0, 1], float32.
+@lru_cache(maxsize=256)
+def ramp(grid: WindowGrid, axis: int, k: int) -> NDArray[np.float32]:
+    """Return the weights (0 to 1) along the core of the k-th window of an axis, float32.
 
-    Along an axis the weight rises linearly over the overlap with the next window, and is never 0, so
-    that voxels which a single window covers keep its value.
+    They rise over what the core shares with the one before it and fall over what it shares with the next,
+    so that the weights of all windows add up to 1 at every voxel.
 
         1 ┤    ┌────────┐
           │  ╱ │        │ ╲
@@ -21,14 +22,18 @@ def blending_weights(window: Vector, overlap: Vector) -> NDArray[np.float32]:
         0 ┼────┴────────┴────
            overlap     overlap
     """
-    ramps = []
-    for n, o in zip(window, overlap, strict=True):
-        distance = np.minimum(np.arange(n), np.arange(n)[::-1]) + 1
-        ramps.append(np.minimum(distance / (o + 1), 1).astype(np.float32))
-    z, y, x = ramps
-    weights = z[:, None, None] * y[None, :, None] * x[None, None, :]
-    weights.flags.writeable = False
-    return weights
+    start, stop = grid.span(axis, k)
+    place = np.arange(start, stop)
+    weights = np.ones(stop - start)
+    overlap, stride, last = grid.overlap[axis], grid.stride[axis], len(grid.starts[axis]) - 1
+    for edge, rising in ((k * stride, True), ((k + 1) * stride, False)):
+        if (k == 0 and rising) or (k == last and not rising):
+            continue
+        up = np.clip((place - edge + 1) / (overlap + 1), 0, 1)
+        weights *= up if rising else 1 - up
+    result = weights.astype(np.float32)
+    result.flags.writeable = False
+    return result
 
 
 class Blend:
@@ -38,22 +43,22 @@ class Blend:
     same values in the same order whatever the box, and the result does not depend on it.
     """
 
-    def __init__(self, box: Box, channels: int, weights: NDArray[np.float32]) -> None:
+    def __init__(self, grid: WindowGrid, box: Box, channels: int) -> None:
+        self.grid = grid
         self.box = box
-        self.weights = weights
-        self._sum = np.zeros((channels, *box.shape), np.float32)
-        self._weight = np.zeros(box.shape, np.float32)
+        self.sum = np.zeros((channels, *box.shape), np.float32)
 
-    def add(self, window: Box, prediction: NDArray[np.float32]) -> None:
-        """Add a prediction of shape (channel, *window.shape)."""
-        common = window.clip(self.box)
+    def add(self, index: int, prediction: NDArray[np.float32]) -> None:
+        """Add the prediction of a window, shape (channel, *grid.window)."""
+        core = self.grid.core(index)
+        common = core.clip(self.box)
         if common.size == 0:
             return
-        here, there = common.relative_to(self.box.start).slices, common.relative_to(window.start).slices
-        self._sum[(slice(None), *here)] += prediction[(slice(None), *there)] * self.weights[there]
-        self._weight[here] += self.weights[there]
-
-    def result(self) -> NDArray[np.float32]:
-        """Return the blended prediction, shape (channel, z, y, x); 0 where no window was added."""
-        mean: NDArray[np.float32] = np.divide(self._sum, np.maximum(self._weight, np.finfo(np.float32).tiny))
-        return mean
+        there = common.relative_to(self.grid.box(index).start).slices
+        values = prediction[(slice(None), *there)]
+        for axis, k in enumerate(self.grid.coordinate(index)):
+            part = slice(common.start[axis] - core.start[axis], common.stop[axis] - core.start[axis])
+            shape = [1, 1, 1]
+            shape[axis] = -1
+            values = values * ramp(self.grid, axis, k)[part].reshape(shape)
+        self.sum[(slice(None), *common.relative_to(self.box.start).slices)] += values

@@ -6,6 +6,7 @@ from functools import cached_property
 from itertools import product
 from math import prod
 
+from ..errors import UsageError
 from .box import Box, Vector
 
 
@@ -110,45 +111,84 @@ class Blocks:
 class WindowGrid:
     """The one grid of overlapping network windows over a volume.
 
-    Windows start at multiples of `stride`; the last one along an axis is moved back so that it ends
-    with the volume.  Where the volume is smaller than the window there is one, and it reaches beyond.
+    A window's outer `halo` voxels serve as context only, but at the faces of the volume.  Of the rest, its
+    core, window k owns what starts at k * stride; where cores overlap they are blended.  Windows that would
+    reach beyond the volume are moved back inside; where the volume is smaller than the window there is one,
+    and it reaches beyond.
 
-        0        stride              shape
-        ├─────────┼────────────────────┤
-        [ window 0     ]               │
-        │         [ window 1     ]     │
-        │              [ last window   ]   moved back to fit
+        0        stride    2 stride      shape
+        ├─────────┼─────────┼──────────────┤
+        [   core 0  :halo]  │              │
+        │   [halo:  core 1  :halo]         │
+        │         │   [halo:    core 2     ]   moved back to fit, and without a halo at the face
     """
 
     shape: Vector
     window: Vector
     stride: Vector
+    halo: Vector = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        if any(w - 2 * h < s or s < 1 for w, h, s in zip(self.window, self.halo, self.stride, strict=True)):
+            raise UsageError(
+                f"windows of {self.window} with a halo of {self.halo} leave gaps at a stride of {self.stride}: "
+                "a window must be at least its stride and two halos wide"
+            )
+
+    @property
+    def overlap(self) -> Vector:
+        """How many voxels of its core a window shares with the next."""
+        z, y, x = (w - 2 * h - s for w, h, s in zip(self.window, self.halo, self.stride, strict=True))
+        return z, y, x
 
     @cached_property
     def starts(self) -> tuple[tuple[int, ...], ...]:
         """Window starts along z, y and x."""
         return tuple(
-            (*range(0, max(n - w, 0), s), max(n - w, 0))
-            for n, w, s in zip(self.shape, self.window, self.stride, strict=True)
+            tuple(
+                max(0, min(k * s - h, n - w))
+                # as many as it takes for the last one to end with the volume
+                for k in range(1 if n <= w else 1 - (w - n - h) // s)
+            )
+            for n, w, s, h in zip(self.shape, self.window, self.stride, self.halo, strict=True)
         )
 
     def __len__(self) -> int:
         return prod(len(s) for s in self.starts)
 
+    def coordinate(self, index: int) -> Vector:
+        """Return the (z, y, x) position of a window in the grid; windows count along x first."""
+        _, ny, nx = (len(s) for s in self.starts)
+        return index // (ny * nx), index // nx % ny, index % nx
+
     def box(self, index: int) -> Box:
         """Return the voxels of a window; it may reach beyond a volume smaller than itself."""
-        z, y, x = self.starts
-        start = (z[index // (len(y) * len(x))], y[index // len(x) % len(y)], x[index % len(x)])
-        return Box.of(self.window).shift(start)
+        z, y, x = (starts[k] for starts, k in zip(self.starts, self.coordinate(index), strict=True))
+        return Box.of(self.window).shift((z, y, x))
+
+    def core(self, index: int) -> Box:
+        """Return the voxels to whose value a window contributes, all inside the volume."""
+        spans = [self.span(axis, k) for axis, k in enumerate(self.coordinate(index))]
+        (z0, z1), (y0, y1), (x0, x1) = spans
+        return Box((z0, y0, x0), (z1, y1, x1))
+
+    def span(self, axis: int, k: int) -> tuple[int, int]:
+        """Return start and stop of the core of the k-th window along an axis."""
+        start, n = k * self.stride[axis], self.shape[axis]
+        last = k == len(self.starts[axis]) - 1
+        return start, n if last else min(n, start + self.stride[axis] + self.overlap[axis])
+
+    def along(self, axis: int, start: int, stop: int) -> range:
+        """Return which windows along an axis contribute to the voxels from start to stop."""
+        s, o, count = self.stride[axis], self.overlap[axis], len(self.starts[axis])
+        if start >= stop:
+            return range(0)
+        first = max(0, (start - s - o) // s + 1)
+        return range(min(first, count - 1), min(count, -(-stop // s)))
 
     def touching(self, box: Box) -> Iterator[int]:
-        """Yield, in ascending order, the numbers of the windows that share a voxel with `box`."""
-        if box.size == 0:
-            return
-        hits = [
-            [k for k, s in enumerate(starts) if s < b and s + w > a]
-            for starts, w, a, b in zip(self.starts, self.window, box.start, box.stop, strict=True)
-        ]
+        """Yield, in ascending order, the numbers of the windows that contribute to a voxel of `box`."""
         _, ny, nx = (len(s) for s in self.starts)
+        hits = (self.along(axis, a, b) for axis, (a, b) in enumerate(zip(box.start, box.stop, strict=True)))
         for z, y, x in product(*hits):
             yield (z * ny + y) * nx + x

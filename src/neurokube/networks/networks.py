@@ -22,9 +22,9 @@ def build(bundle: Bundle, *, fold: bool) -> nn.Module:
     """Return a bundle's network in evaluation mode, see `Bundle.network`."""
     architecture = bundle.card.architecture
     if isinstance(architecture, UNetArchitecture):
-        network = UNet(config_of(bundle.card))
-        fill(network, bundle)
-        return folded(network) if fold else network.eval()
+        unet = UNet(config_of(bundle.card))
+        fill(unet, bundle)
+        return folded(unet) if fold else unet.eval()
     if isinstance(architecture, PythonArchitecture):
         network = _imported(architecture, bundle)
         fill(network, bundle)
@@ -51,7 +51,8 @@ def fill(network: nn.Module, bundle: Bundle) -> None:
         if tensor.shape != wanted[name].shape:
             raise DataError(
                 f"{bundle.weights}: '{name}' has shape {tuple(tensor.shape)}, the card's architecture needs "
-                f"{tuple(wanted[name].shape)} (labels, channels or features differ); card and weights are not of one model"
+                f"{tuple(wanted[name].shape)} (other labels, channels or features); "
+                "card and weights are not of one model"
             )
     network.load_state_dict(tensors)
 

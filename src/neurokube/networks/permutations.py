@@ -35,13 +35,13 @@ def permute(array: NDArray[Any], permutation: Permutation) -> NDArray[Any]:
     order, flips = permutation
     lead = array.ndim - 3
     turned = array.transpose(*range(lead), *(lead + axis for axis in order))
-    return np.flip(turned, [lead + axis for axis in flips]) if flips else turned
+    return np.flip(turned, tuple(lead + axis for axis in flips)) if flips else turned
 
 
 def restore(array: NDArray[Any], permutation: Permutation) -> NDArray[Any]:
     """Undo `permute`; a view."""
     order, flips = permutation
     lead = array.ndim - 3
-    turned = np.flip(array, [lead + axis for axis in flips]) if flips else array
+    turned = np.flip(array, tuple(lead + axis for axis in flips)) if flips else array
     inverse = np.argsort(order)
     return turned.transpose(*range(lead), *(lead + int(axis) for axis in inverse))

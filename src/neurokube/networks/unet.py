@@ -145,7 +145,7 @@ class _Convolution(nn.Module):
 
     def __init__(self, before: int, after: int, kernel: Vector, *, active: bool = True) -> None:
         super().__init__()
-        self.convolution = nn.Conv3d(before, after, kernel, padding=tuple(n // 2 for n in kernel))
+        self.convolution = nn.Conv3d(before, after, kernel, padding=(kernel[0] // 2, kernel[1] // 2, kernel[2] // 2))
         self.norm: nn.Module = nn.BatchNorm3d(after)
         self.active = active
 

@@ -8,7 +8,7 @@ from math import cos, radians, sin
 
 import numpy as np
 import torch
-from monai.transforms import AdjustContrast, GaussianSmooth
+from monai.transforms.intensity.array import AdjustContrast, GaussianSmooth
 from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
@@ -100,14 +100,14 @@ def permute_window(
 def expose(settings: Augmentation, image: Image, random: Generator) -> Image:
     """Change the grey values of a normalized window (z, y, x) as microscopes and sections do."""
     if settings.gamma:
-        gamma = float(np.exp(settings.gamma * random.standard_normal().clip(-2, 2)))
+        gamma = float(np.exp(settings.gamma * _normal(random)))
         image = _array(AdjustContrast(gamma)(torch.from_numpy(image)))
     if settings.blur and random.random() < 0.5:
         sigma = random.uniform(0.2, max(settings.blur, 0.2))
         image = _array(GaussianSmooth(sigma)(torch.from_numpy(image)))
     depth = len(image)
-    gain = np.exp(settings.contrast * random.standard_normal().clip(-2, 2))
-    bright = settings.contrast * random.standard_normal().clip(-2, 2)
+    gain = np.exp(settings.contrast * _normal(random))
+    bright = settings.contrast * _normal(random)
     gains = gain * np.exp(settings.section_contrast * random.standard_normal((depth, 1, 1)).clip(-2, 2))
     brights = bright + settings.section_contrast * random.standard_normal((depth, 1, 1)).clip(-2, 2)
     dark = random.random(depth) < settings.dark
@@ -121,6 +121,10 @@ def expose(settings: Augmentation, image: Image, random: Generator) -> Image:
     if depth > 1 and not missing.all():
         image[missing] = np.float32(random.uniform(-3, 0))
     return np.asarray(image, np.float32)
+
+
+def _normal(random: Generator) -> float:
+    return float(np.clip(random.standard_normal(), -2, 2))
 
 
 def _array(value: object) -> Image:

@@ -1,6 +1,5 @@
 """The worker: the one function between stages and engines."""
 
-import ctypes
 import resource
 import socket
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+from ..allocator import share_heaps
 from ..engines.base import Batch, Report
 from ..errors import TryAgainError, surroundings
 from ..stages import Block, Data
@@ -105,21 +105,11 @@ def _host() -> str:
 @lru_cache(maxsize=4)
 def _opened(run_url: str, step_name: str, stamp: str) -> tuple[Run, PlannedStep, Data]:
     """Open a run once for all its batches; `stamp` tells runs apart that were planned anew."""
-    _share_heaps()
+    share_heaps()
     run = Run.open(run_url)
     run.check_worker()
     step = run.plan.step(step_name)
     return run, step, step.planned.data()
-
-
-@lru_cache(maxsize=1)
-def _share_heaps() -> None:
-    """Let all threads share two heaps: of one for each, glibc's default, memory grows with every thread."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(_M_ARENA_MAX, 2)
-
-
-_M_ARENA_MAX = -8
 
 
 def _stamp(run_url: str) -> str:
