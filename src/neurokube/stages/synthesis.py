@@ -1,43 +1,60 @@
 """Synthesis as a stage: an image of synthetic neuropil and its truth, block by block."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ..blocks import Box
-from ..synthesis import Neuropil, synthesize
+from ..synthesis import ARRAYS, BASIC, Array, Neuropil, dtype_of, synthesize
 from ..volumes import VolumeSpec
-from .base import Data, Extent, Length, Source, Step, Target, TiledStage, over_cells, pyramid_steps
+from .base import (
+    Data,
+    Extent,
+    Length,
+    Source,
+    Step,
+    Target,
+    TiledStage,
+    VolumeOutput,
+    over_cells,
+    pyramid_steps,
+)
+
+
+def _in_order(names: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Return names in the order of all, each once; so that how they are written makes no difference."""
+    return tuple(name for name in ARRAYS if name in names)
 
 
 class Synthesis(TiledStage):
-    """Synthetic neuropil: outputs `image`, `labels` (cells), `membranes`, `mitochondria`, `vesicles`."""
+    """Synthetic neuropil: outputs `image`, `labels` (cells), `membranes`, `mitochondria`, `vesicles`, and others."""
 
     kind: ClassVar[str] = "synthesis"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     shape: Extent = Field(description="voxels (z, y, x)")
     voxel_size: tuple[Length, Length, Length] = Field((40.0, 8.0, 8.0), description="nm (z, y, x)")
     tissue: Neuropil = Field(default_factory=Neuropil, description="what the tissue is like")
+    write: Annotated[tuple[Array, ...], Field(min_length=1), AfterValidator(_in_order)] = Field(
+        BASIC, description=f"the outputs, of {', '.join(ARRAYS)}"
+    )
 
     def steps(self, sources: Mapping[str, Source]) -> list[Step]:
-        """Plan one pass over tiles, and the pyramids of image and labels."""
-        image = VolumeSpec(self.shape, "uint8", self.voxel_size)
-        labels = VolumeSpec(self.shape, "uint64", self.voxel_size, kind="labels")
-        mask = VolumeSpec(self.shape, "uint8", self.voxel_size, kind="labels")
-        outputs = [
-            self.output("image", image, pyramid=True),
-            self.output("labels", labels, pyramid=True),
-            *(self.output(name, mask) for name in ("membranes", "mitochondria", "vesicles")),
-        ]
+        """Plan one pass over tiles, and the pyramids of image and instance labels."""
+        outputs = [self._output(name) for name in self.write]
         grid = outputs[0].grid()
 
         def compute(cell: int, box: Box, data: Data) -> None:
-            tissue = synthesize(self.tissue, self.voxel_size, box)
+            tissue = synthesize(self.tissue, self.voxel_size, box, self.write)
             for output in outputs:
                 data.write(output.name, box, tissue[output.name])
 
         step = Step("synthesis", grid, tuple(Target(o) for o in outputs), over_cells(grid, compute))
-        pyramids = [(o.name, s) for o in outputs[:2] for s in pyramid_steps(o)]
+        pyramids = [(o.name, s) for o in outputs for s in pyramid_steps(o)]
         return [step, *(Step(f"{name}-{s.name}", s.grid, s.targets, s.compute) for name, s in pyramids)]
+
+    def _output(self, name: Array) -> VolumeOutput:
+        dtype = dtype_of(name)
+        spec = VolumeSpec(self.shape, dtype, self.voxel_size, kind="image" if name == "image" else "labels")
+        return self.output(name, spec, pyramid=name == "image" or dtype == "uint64")

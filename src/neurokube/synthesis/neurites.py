@@ -12,9 +12,12 @@ cell never reaches further than a few segments.
         ───────────┬──────────────  level 0
                    │   ┌──────────  level 2     one cell
                    └───┴──────────  level 1
+
+Here and there a cell has a body, a large ball on one of its rods.  All rods around are pushed outward, so
+that they pass it by and none is cut in two.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
@@ -42,20 +45,42 @@ _MISSING = 0.3
 _TURN = Rotation.from_euler("zyx", (0.5, 0.7, 0.3)).as_matrix()
 _OFFSET = 1 << 16
 
+AXON, DENDRITE, GLIA = 1, 2, 3
+"""Classes of cells."""
+
+_CLASSES = (0.52, 0.87)  # cumulative share of axons, and of dendrites
+_CALIBRE = np.array([0, 0.85, 1.35, 0.75])  # of a class, relative
+_UNEVEN = np.array([0, 1.0, 0.6, 1.8])  # how much the calibre of a class varies along a neurite
+
+_SOMA_EVERY = 20  # lattice constants between sites of cell bodies
+_SOMA_RADIUS = (3.6, 5.0)  # in mean diameters
+_PUSHED = 1.75  # how far around a cell body neurites are pushed aside, in radii of it
+_SQUEEZED = 1 - 1 / _PUSHED
+
 
 @dataclass(frozen=True)
 class Balls:
-    """Balls whose union is a structure: centres (n, 3) in nm, radii in nm, the cell each belongs to."""
+    """Balls whose union is a structure: centres (n, 3) in nm, radii in nm, the cell each belongs to.
+
+    `instances` are the ids of the organelles they make up, if any.
+    """
 
     centres: Points
     radii: Points
     cells: NDArray[np.int64]
+    instances: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.radii)
 
     def __getitem__(self, index: NDArray[np.bool_] | NDArray[np.int64]) -> "Balls":
-        return Balls(self.centres[index], self.radii[index], self.cells[index])
+        instances = self.instances[index] if len(self.instances) else self.instances
+        return Balls(self.centres[index], self.radii[index], self.cells[index], instances)
+
+    @classmethod
+    def joined(cls, *parts: "Balls") -> "Balls":
+        """Return the balls of several, without instances."""
+        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("centres", "radii", "cells")))
 
     def inside(self, low: Points, high: Points) -> NDArray[np.bool_]:
         """Return which centres lie in a box."""
@@ -64,15 +89,23 @@ class Balls:
 
 @dataclass(frozen=True)
 class Neurites:
-    """The neurites of an unbounded tissue, of a mean `diameter` in nm."""
+    """The neurites of an unbounded tissue, of a mean `diameter` in nm.
+
+    `somata` is the share of the sites, one a cube of 20 lattice constants, that hold a cell body.
+    """
 
     seed: int
     diameter: float
+    somata: float = 0.0
 
     @property
     def constant(self) -> float:
         """The lattice constant of the rod packing in nm."""
         return self.diameter / _PACKING
+
+    def axis(self, family: NDArray[np.int64]) -> Points:
+        """Return the directions (n, 3) in which the rods of families run, before they are bent."""
+        return np.asarray(_TURN[family], np.float64)
 
     def balls(self, low: Points, high: Points) -> tuple[Balls, Points]:
         """Return the balls along the skeletons whose centres lie in a box (nm), and their places on the rods.
@@ -80,19 +113,60 @@ class Neurites:
         A place, shape (n, 4), is (family, i, j, position along the rod in lattice constants); the family
         is -1 in the bridge between a branch and its parent.
         """
-        margin = _REACH * self.constant
+        bodies = self.bodies(low, high, _PUSHED)
+        margin = _REACH * self.constant + bodies.radii.max(initial=0)
         segments = self._segments(low - margin, high + margin)
         parents, kinds = self._parents(segments)
         cells = self._cells(segments)
         axes, places = self._axes(segments, kinds, cells, low - margin, high + margin)
         bridges = self._bridges(segments, parents, kinds, cells)
-        balls = Balls(
-            *(np.concatenate([getattr(b, f) for b in (axes, bridges)]) for f in ("centres", "radii", "cells"))
-        )
+        balls = Balls.joined(axes, bridges)
         places = np.concatenate([places, np.full((len(bridges), 4), -1.0)])
         balls = Balls(self._turn(self._bend(balls.centres)), balls.radii, balls.cells)
+        if len(bodies):
+            balls, places = self._push(*_finer(balls, places, bodies), bodies)
         inside = balls.inside(low, high)
         return balls[inside], places[inside]
+
+    def classes(self, cells: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the classes of cells: `AXON`, `DENDRITE` or `GLIA`."""
+        drawn = uniform(stream(self.seed, "class"), cells)
+        return (1 + np.searchsorted(_CLASSES, drawn, side="right")).astype(np.uint8)
+
+    def bodies(self, low: Points, high: Points, reach: float = 1.0) -> Balls:
+        """Return the cell bodies that come, grown by a factor of `reach`, into a box (nm)."""
+        largest = _SOMA_RADIUS[1] * self.diameter
+        corners = np.array(list(product(*zip(low - reach * largest, high + reach * largest, strict=True))))
+        corners = corners @ _TURN.T / self.constant
+        # of a site, all bodies lie within one lattice constant and the bend
+        start = np.floor((corners.min(0) - _REACH - 1) / _SOMA_EVERY).astype(int)
+        stop = np.ceil((corners.max(0) + _REACH + 1) / _SOMA_EVERY).astype(int) + 1
+        sites = np.stack([g.ravel() for g in np.meshgrid(*map(np.arange, start, stop), indexing="ij")])
+        sites = sites[:, uniform(stream(self.seed, "soma"), *sites) < self.somata]
+        x, y, z = sites * _SOMA_EVERY
+        odd = (y + z) % 2 == 0
+        rods = np.stack([np.zeros_like(x), y + odd, z, np.zeros_like(x)])
+        position = x + np.round(2 * uniform(stream(self.seed, "soma place"), *sites) - 1)
+        hosts = self._containing(rods[:3], position)
+        size = uniform(stream(self.seed, "soma size"), *sites)
+        radii = self.diameter * (_SOMA_RADIUS[0] + (_SOMA_RADIUS[1] - _SOMA_RADIUS[0]) * size)
+        centres = self._turn(self._bend(_on_rod(hosts, position)))
+        found = Balls(centres, radii, self._cells(hosts))
+        nearest = np.clip(centres, low, high)
+        return found[((centres - nearest) ** 2).sum(1) < (reach * radii) ** 2]
+
+    def _push(self, balls: Balls, places: Points, bodies: Balls) -> tuple[Balls, Points]:
+        """Return balls moved away from the middles of cell bodies, and made thinner where that crowds them."""
+        centres, radii = balls.centres.copy(), balls.radii.copy()
+        thinnest = THINNEST * self.diameter
+        for middle, radius in zip(bodies.centres, bodies.radii, strict=True):
+            offset = centres - middle
+            distance = np.sqrt((offset**2).sum(1))
+            near = np.flatnonzero(distance < _PUSHED * radius)
+            scale = _SQUEEZED + radius / np.maximum(distance[near], 1)
+            centres[near] = middle + offset[near] * scale[:, None]
+            radii[near] = thinnest + _SQUEEZED * (radii[near] - thinnest)
+        return Balls(centres, radii, balls.cells), places
 
     def _segments(self, low: Points, high: Points) -> Segments:
         """Return the segments that may touch a box of the tissue before it is bent."""
@@ -164,12 +238,14 @@ class Neurites:
         packed = ((family << 17 | (i + _OFFSET)) << 17 | (j + _OFFSET)) << 17 | (k + _OFFSET)
         return np.asarray(packed + 1, np.int64)
 
-    def _radius(self, segments: Segments, position: Points) -> Points:
+    def _radius(self, segments: Segments, position: Points, cells: NDArray[np.int64]) -> Points:
+        kind = self.classes(cells)
         base = 0.16 + 0.5 * self._uniform("calibre", segments) ** 2
         knot = np.floor(position).astype(np.int64)
         a, b = (uniform(stream(self.seed, "varicosity"), *segments[:3], knot + n) for n in (0, 1))
         swelling = a + (b - a) * (0.5 - 0.5 * np.cos(np.pi * (position - knot)))
-        return np.asarray(self.diameter * np.clip(base * (0.6 + swelling), THINNEST, THICKEST))
+        radius = _CALIBRE[kind] * base * (1.1 + _UNEVEN[kind] * (swelling - 0.5))
+        return np.asarray(self.diameter * np.clip(radius, THINNEST, THICKEST))
 
     def _axes(
         self, segments: Segments, kinds: NDArray[np.int64], cells: NDArray[np.int64], low: Points, high: Points
@@ -189,7 +265,7 @@ class Neurites:
             np.where(kinds == 2, np.inf, 1)[owner] * (position - start[owner] + 1e-9),
             np.where(goes_on, np.inf, 1)[owner] * (stop[owner] - position + 1e-9),
         )
-        radii = self._radius(own, position) * np.clip(0.5 + to_end / 0.6, 0, 1)
+        radii = self._radius(own, position, cells[owner]) * np.clip(0.5 + to_end / 0.6, 0, 1)
         radii = np.maximum(radii, THINNEST * self.diameter)
         # thick neurites need fewer balls to look smooth
         kept = step % np.searchsorted((0.0, 0.35, 0.55), radii / self.diameter) == 0
@@ -208,7 +284,7 @@ class Neurites:
         far = _on_rod(parents, meeting)
         t = np.linspace(0, 1, 8)
         centres = near[:, None] + (far - near)[:, None] * t[:, None]
-        radii = np.maximum(0.8 * self._radius(segments, start), THINNEST * self.diameter)
+        radii = np.maximum(0.8 * self._radius(segments, start, cells), THINNEST * self.diameter)
         return Balls(centres.reshape(-1, 3), np.repeat(radii, len(t)), np.repeat(cells, len(t)))
 
     def _bend(self, points: Points) -> Points:
@@ -225,6 +301,23 @@ class Neurites:
 
     def _uniform(self, name: str, segments: Segments) -> NDArray[np.float64]:
         return uniform(stream(self.seed, name), *segments)
+
+
+def _finer(balls: Balls, places: Points, bodies: Balls) -> tuple[Balls, Points]:
+    """Return balls with others between, as many as will close the gaps when they are pushed aside."""
+    stretch = np.ones(len(balls))
+    for middle, radius in zip(bodies.centres, bodies.radii, strict=True):
+        distance = np.sqrt(((balls.centres - middle) ** 2).sum(1))
+        pushed = _SQUEEZED + radius / np.maximum(distance, radius / 32)
+        stretch = np.where(distance < _PUSHED * radius, np.maximum(stretch, pushed), stretch)
+    along = (places[1:, :3] == places[:-1, :3]).all(1) & (np.abs(np.diff(places[:, 3])) < 0.5)
+    followed = np.append(along & (places[1:, 0] >= 0) & (balls.cells[1:] == balls.cells[:-1]), False)
+    count = np.where(followed, np.ceil(stretch), 1).astype(np.int64)
+    source = np.repeat(np.arange(len(balls)), count)
+    part = ((np.arange(len(source)) - (np.cumsum(count) - count)[source]) / count[source])[:, None]
+    following = np.minimum(source + 1, len(balls) - 1)
+    centres, places = (a[source] + part * (a[following] - a[source]) for a in (balls.centres, places))
+    return Balls(centres, balls.radii[source], balls.cells[source]), places
 
 
 def _on_rod(segments: Segments, position: Points) -> Points:

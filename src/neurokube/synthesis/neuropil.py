@@ -1,83 +1,104 @@
 """Synthetic neuropil as an electron microscope shows it, with its ground truth."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Any, Self
+from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from numpy.typing import ArrayLike, NDArray
 
 from ..blocks import Box, Vector
 from ..errors import ConfigurationError
-from .neurites import Neurites
-from .randomness import SmoothNoise, normal, stream, uniform
-from .tissue import Sample, Tissue
+from . import organelles
+from .microscope import Microscope
+from .neurites import Balls
+from .sections import Ruffle, Sections, VoxelSize, section_shift
+from .settings import Neuropil
+from .synapses import Synapses, reach, synapses
 
-VoxelSize = tuple[float, float, float]
-Row = NDArray[np.float64]
-Plane = NDArray[np.float32]
+Array = Literal[
+    "image",
+    "labels",
+    "membranes",
+    "mitochondria",
+    "vesicles",
+    "classes",
+    "er",
+    "cytoskeleton",
+    "vesicle_clouds",
+    "synapses",
+    "nuclei",
+    "cytosol",
+    "mitochondria_labels",
+    "vesicle_cloud_labels",
+    "synapse_labels",
+    "nucleus_labels",
+]
+"""What there is to know of a voxel."""
 
-_TYPES = {"image": "uint8", "labels": "uint64", "membranes": "uint8", "mitochondria": "uint8", "vesicles": "uint8"}
-_CYTOSOL, _MEMBRANE, _MATRIX, _RIM, _VESICLE = 174.0, 54.0, 114.0, 72.0, 78.0
-_RUFFLE, _RUFFLE_SPACING, _RUFFLE_LIMIT = 0.4, 0.8, 0.2  # of the surfaces of cells, in mean diameters
-_BLUR = np.array([0.01, 0.19, 0.6, 0.19, 0.01], np.float32)  # the microscope's, in pixels
-_EDGE = len(_BLUR) // 2
+ARRAYS: tuple[Array, ...] = get_args(Array)
+"""The names of all arrays, in order."""
 
+BASIC: tuple[Array, ...] = ARRAYS[:5]
+"""The names of the arrays that are made unless others are asked for."""
 
-class Neuropil(BaseModel):
-    """What synthetic neuropil is like; lengths in nm."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    seed: int = Field(0, ge=0, lt=2**31, description="another seed, another tissue")
-    neurite_diameter: float = Field(320, ge=100, le=2000, description="mean diameter of a neurite")
-    membrane_thickness: float = Field(22, gt=0, description="of the membranes between two cells, together")
-    mitochondria: float = Field(0.5, ge=0, le=1, description="share of the sites in wide neurites that hold one")
-    vesicles: float = Field(0.15, ge=0, le=1, description="share of the sites along neurites that hold a cluster")
-    noise: float = Field(11, ge=0, description="deviation of the noise in grey values, at mid-grey")
-    contrast: float = Field(
-        0.06, ge=0, le=0.5, description="deviation of gain and brightness between sections of 40 nm"
-    )
-    shift: float = Field(0.15, ge=0, le=1, description="deviation of a section's place in xy, in section thicknesses")
-
-    @model_validator(mode="after")
-    def _thin_membranes(self) -> Self:
-        if self.membrane_thickness > self.neurite_diameter / 12:
-            raise ValueError("membrane_thickness: at most a twelfth of neurite_diameter")
-        return self
+_AT_ONCE = 4000.0  # nm, edge of the pieces in which synapses are looked for
 
 
-def synthesize(config: Neuropil, voxel_size: VoxelSize, box: Box) -> dict[str, NDArray[Any]]:
+def dtype_of(name: Array) -> str:
+    """Return the data type of an array: `uint64` of instance labels, else `uint8`."""
+    return "uint64" if name.endswith("labels") else "uint8"
+
+
+def synthesize(
+    config: Neuropil, voxel_size: VoxelSize, box: Box, only: Sequence[Array] = BASIC
+) -> dict[str, NDArray[Any]]:
     """Return a cut of unbounded tissue and its truth, each an array (z, y, x) of the shape of `box`.
 
-        image         uint8    light cytosol, dark membranes
-        labels        uint64   the id of the cell, from 1 to 2^53; every voxel belongs to one
-        membranes     uint8    1 within half a membrane's thickness of another cell
-        mitochondria  uint8    1 inside
-        vesicles      uint8    1 inside
+        image                 uint8    light cytosol, dark membranes
+        labels                uint64   the id of the cell, from 1 to 2^53; every voxel belongs to one
+        classes               uint8    1 axon, 2 dendrite, 3 glia
+        membranes             uint8    1 within half a membrane's thickness of another cell
+        mitochondria          uint8    1 inside; mitochondria_labels, uint64, tells them apart
+        er                    uint8    1 in endoplasmic reticulum, its membrane included
+        cytoskeleton          uint8    1 in microtubules, drawn at least one pixel wide
+        vesicles              uint8    1 in single vesicles
+        vesicle_clouds        uint8    1 in the clusters they form; vesicle_cloud_labels, uint64
+        synapses              uint8    1 in dense membranes and presynaptic body; synapse_labels, uint64
+        nuclei                uint8    1 in nuclei; nucleus_labels, uint64, the id of the cell
+        cytosol               uint8    1 in no membrane and none of these
 
-    `voxel_size` is (z, y, x) in nm; the middle of voxel (0, 0, 0) lies half a voxel from the tissue's
-    origin.  Each voxel is a function of the configuration, the voxel size and its own coordinates: what is
-    generated block by block is the same, bit for bit, as what is generated at once.  Truth is that of the
-    middle of a section; the image is an average over its thickness.  A section's shift moves both.
+    `only` names those to return, and only what they need is computed.  `voxel_size` is (z, y, x) in nm; the
+    middle of voxel (0, 0, 0) lies half a voxel from the tissue's origin.  Each voxel is a function of the
+    configuration, the voxel size and its own coordinates: what is generated block by block is the same, bit
+    for bit, as what is generated at once.  Truth is that of the middle of a section; the image is an average
+    over its thickness.  A section's shift moves both.
 
     Tissue extends 30 mm from the origin, in both directions, at the default diameter.
 
     Raises:
-        ConfigurationError: where a voxel size is not positive.
+        ConfigurationError: where a voxel size is not positive, or an array unknown.
     """
-    if min(voxel_size) <= 0:
-        raise ConfigurationError(f"voxel_size {voxel_size}: each axis needs a length above 0 nm")
-    arrays: dict[str, NDArray[Any]] = {name: np.empty(box.shape, dtype) for name, dtype in _TYPES.items()}
+    _check(voxel_size)
+    if unknown := [name for name in only if name not in ARRAYS]:
+        raise ConfigurationError(f"only: no array is called '{unknown[0]}'; there are {', '.join(ARRAYS)}")
+    arrays: dict[str, NDArray[Any]] = {name: np.empty(box.shape, dtype_of(name)) for name in only}
+    wanted = tuple(name for name in ARRAYS if name in only)
     tile = tile_shape(voxel_size)
     spans = [range(a // n, -(-b // n)) for a, b, n in zip(box.start, box.stop, tile, strict=True)]
-    for z, y, x in product(*spans) if box.size else ():
+    for z, y, x in product(*spans) if box.size and only else ():
         here = Box.of(tile).shift((z * tile[0], y * tile[1], x * tile[2]))
         common = here.clip(box)
-        for name, values in _tile(config, voxel_size, here).items():
+        for name, values in _tile(config, voxel_size, here, wanted).items():
             arrays[name][common.relative_to(box.start).slices] = values[common.relative_to(here.start).slices]
     return arrays
+
+
+def _check(voxel_size: VoxelSize) -> None:
+    if min(voxel_size) <= 0:
+        raise ConfigurationError(f"voxel_size {voxel_size}: each axis needs a length above 0 nm")
 
 
 def tile_shape(voxel_size: VoxelSize) -> Vector:
@@ -92,114 +113,86 @@ def _power_of_two(limit: float) -> int:
 
 
 @lru_cache(maxsize=8)
-def _tile(config: Neuropil, voxel_size: VoxelSize, box: Box) -> dict[str, NDArray[Any]]:
-    microscope = _Microscope(config, voxel_size, box)
-    sections = [microscope.section(z) for z in range(box.start[0], box.stop[0])]
-    return {name: np.stack([s[name] for s in sections]).astype(dtype) for name, dtype in _TYPES.items()}
+def _tile(config: Neuropil, voxel_size: VoxelSize, box: Box, wanted: tuple[Array, ...]) -> dict[str, NDArray[Any]]:
+    sections = Sections(config, voxel_size, box, wanted)
+    microscope = Microscope(sections) if "image" in wanted else None
+    thickness = voxel_size[0]
+    count = config.seen_by.planes if microscope and thickness >= 25 else 1
+    arrays: dict[str, NDArray[Any]] = {name: np.empty(box.shape, dtype_of(name)) for name in wanted}
+    for row, z in enumerate(range(box.start[0], box.stop[0])):
+        planes = [sections.plane(z, (z + (n + 0.5) / count) * thickness, middle=n == count // 2) for n in range(count)]
+        for name, values in sections.truth(planes[count // 2]).items():
+            arrays[name][row] = values
+        if microscope:
+            arrays["image"][row] = microscope.picture(z, planes)
+    return arrays
 
 
-class _Microscope:
-    """Takes the sections of one tile."""
-
-    def __init__(self, config: Neuropil, voxel_size: VoxelSize, box: Box) -> None:
-        self._config, self._voxel_size = config, voxel_size
-        self._rows, self._columns = (np.arange(box.start[axis] - _EDGE, box.stop[axis] + _EDGE) for axis in (1, 2))
-        spacing = (_RUFFLE_SPACING * config.neurite_diameter,) * 3
-        self._ruffle = [SmoothNoise(stream(config.seed, f"ruffle {axis}"), spacing) for axis in range(3)]
-        self._grain = SmoothNoise(stream(config.seed, "grain"), (45.0,) * 3)
-        thickness = voxel_size[0]
-        self._light = [SmoothNoise(stream(config.seed, f"light {n}"), (thickness, 2500.0, 2500.0)) for n in range(2)]
-        size = np.array(voxel_size)
-        aside = np.array([0, 3.5, 3.5]) * config.shift * thickness + _RUFFLE_LIMIT * config.neurite_diameter
-        edge = np.array([0, _EDGE, _EDGE])
-        self._tissue = Tissue(
-            Neurites(config.seed, config.neurite_diameter),
-            (np.array(box.start) - edge) * size - aside,
-            (np.array(box.stop) + edge) * size + aside,
-            mitochondria=config.mitochondria,
-            vesicles=config.vesicles,
-            gap=config.membrane_thickness / 2 + 12,
-        )
-        cells = self._tissue.cells
-        shade = 7 * normal(stream(config.seed, "shade"), cells)
-        shade -= np.where(uniform(stream(config.seed, "dark"), cells) < 0.06, 28, 0)
-        self._shade = shade.astype(np.float32)
-
-    def section(self, z: int) -> dict[str, NDArray[Any]]:
-        """Return the arrays of section `z`, each (y, x)."""
-        thickness = self._voxel_size[0]
-        count = 3 if thickness >= 25 else 1
-        planes = [self._plane(z, (z + (n + 0.5) / count) * thickness) for n in range(count)]
-        middle = planes[count // 2]
-        exposed = np.mean([self._expose(plane) for plane in planes], axis=0, dtype=np.float32)
-        inner = (slice(_EDGE, -_EDGE), slice(_EDGE, -_EDGE))
-        truth = {
-            "labels": self._tissue.cells[middle.cell],
-            "membranes": middle.membrane < self._config.membrane_thickness / 2,
-            "mitochondria": middle.mitochondrion < 0,
-            "vesicles": middle.vesicle < 0,
-        }
-        shape = (len(self._rows), len(self._columns))
-        return {name: flat.reshape(shape)[inner] for name, flat in truth.items()} | {
-            "image": self._develop(z, exposed.reshape(shape))
-        }
-
-    def _plane(self, z: int, height: float) -> Sample:
-        """Return what a plane at a height (nm) of section `z` cuts through."""
-        _, y, x = self._places(z)
-        at = np.array([height])
-        diameter = self._config.neurite_diameter
-        ruffled = [
-            diameter * np.clip(_RUFFLE * noise.on_axes(at, y, x)[0], -_RUFFLE_LIMIT, _RUFFLE_LIMIT)
-            for noise in self._ruffle
-        ]
-        origin = self._tissue.origin
-        straight = (height - origin[0], (y - origin[1])[:, None], (x - origin[2])[None, :])
-        point = [(r + np.asarray(p, np.float32)).ravel() for r, p in zip(ruffled, straight, strict=True)]
-        return self._tissue.sample(*point)
-
-    def _places(self, z: int) -> tuple[Row, Row, Row]:
-        """Return where (nm) section `z`, its rows and its columns lie in the tissue."""
-        thickness, height, width = self._voxel_size
-        shift = self._config.shift * thickness * normal(stream(self._config.seed, "shift"), z, np.arange(2))
-        rows = (self._rows + 0.5) * height + shift[0]
-        return np.array([(z + 0.5) * thickness]), rows, (self._columns + 0.5) * width + shift[1]
-
-    def _expose(self, plane: Sample) -> Plane:
-        """Return the grey values of a plane, shape (n,)."""
-        pixel = max(self._voxel_size[1:])
-        level = _CYTOSOL + self._shade[plane.cell]
-        level = np.where(plane.mitochondrion < 0, np.float32(_MATRIX), level)
-        for distance, half, dark in (
-            (plane.mitochondrion, 5, _RIM),
-            (plane.vesicle + 5, 5, _VESICLE),
-            (plane.membrane, self._config.membrane_thickness / 2, _MEMBRANE),
-        ):
-            cover = np.clip((half - np.abs(distance)) / np.float32(pixel) + np.float32(0.5), 0, 1)
-            level += cover * (np.float32(dark) - level)
-        return level
-
-    def _develop(self, z: int, exposed: Plane) -> Plane:
-        """Return the grey values (0 to 255) of a section: blurred, with grain, noise and uneven light."""
-        config = self._config
-        at, y, x = self._places(z)
-        grain = 55 * self._grain.on_axes(at, y, x)[0]
-        noise = normal(stream(config.seed, "noise"), z, self._rows[:, None], self._columns[None, :])
-        clean, noise = _blur(exposed + grain), _blur(noise) / float((_BLUR**2).sum())
-        gain, offset = (
-            normal(stream(config.seed, f"exposure {n}"), z) + 3 * light.on_axes(at, y, x)[0, _EDGE:-_EDGE, _EDGE:-_EDGE]
-            for n, light in enumerate(self._light)
-        )
-        # shot noise grows with the square root of what is counted
-        noise *= config.noise * np.sqrt(np.clip(clean, 16, None) / 128)
-        # block faces, imaged in place, are steadier than sections cut and collected one by one
-        contrast = config.contrast * min(1, self._voxel_size[0] / 40)
-        grey = 128 + (clean - 128) * np.exp(contrast * gain) + 60 * contrast * offset + noise
-        return np.asarray(np.clip(np.rint(grey), 0, 255), np.float32)
+def cell_class(config: Neuropil, cells: ArrayLike) -> NDArray[np.uint8]:
+    """Return the classes of cells, given by their ids: 1 axon, 2 dendrite, 3 glia."""
+    return config.neurites.classes(np.asarray(cells).astype(np.int64))
 
 
-def _blur(plane: Plane) -> Plane:
-    """Return a plane blurred, its edge of two pixels removed."""
-    height, width = (n - 2 * _EDGE for n in plane.shape)
-    down = sum(w * plane[n : n + height] for n, w in enumerate(_BLUR))
-    return np.asarray(sum(w * down[:, n : n + width] for n, w in enumerate(_BLUR)))
+@dataclass(frozen=True)
+class SynapseTable:
+    """Synapses of a cut, in order of their ids; arrays of shape (n,), `positions` (n, 3) in nm (z, y, x).
+
+    `ids` are those in `synapse_labels`, `presynaptic` and `postsynaptic` those in `labels`.
+    """
+
+    ids: NDArray[np.uint64]
+    positions: NDArray[np.float64]
+    presynaptic: NDArray[np.uint64]
+    postsynaptic: NDArray[np.uint64]
+
+
+def synapse_table(config: Neuropil, voxel_size: VoxelSize, box: Box) -> SynapseTable:
+    """Return the synapses of which the middle lies in a box of voxels.
+
+    A position counts from the corner of voxel (0, 0, 0).
+
+    Raises:
+        ConfigurationError: where a voxel size is not positive.
+    """
+    _check(voxel_size)
+    size, ruffle = np.array(voxel_size), Ruffle(config)
+    low, high = np.array(box.start) * size, np.array(box.stop) * size
+    aside = np.array([0, 3.5, 3.5]) * config.shift_deviation * voxel_size[0] + ruffle.largest
+    start, stop = low - aside, high + aside
+    counts = np.maximum(np.ceil((stop - start) / _AT_ONCE), 0).astype(int) if box.size else (0, 0, 0)
+    pieces = []
+    for place in product(*map(range, counts)):
+        corner = start + np.array(place) * _AT_ONCE
+        pieces.append(_synapses_in(config, corner, np.minimum(corner + _AT_ONCE, stop)))
+    if not pieces:
+        none = np.zeros(0, np.uint64)
+        return SynapseTable(none, np.zeros((0, 3)), none, none)
+    ids, positions, before, after = (
+        np.concatenate([getattr(piece, name) for piece in pieces])
+        for name in ("ids", "positions", "presynaptic", "postsynaptic")
+    )
+    positions = _as_seen(config, voxel_size[0], positions, ruffle)
+    inside = ((positions >= low) & (positions < high)).all(1)
+    order = np.flatnonzero(inside)[np.argsort(ids[inside])]
+    ids, before, after = (a[order].astype(np.uint64) for a in (ids, before, after))
+    return SynapseTable(ids, positions[order], before, after)
+
+
+def _synapses_in(config: Neuropil, low: NDArray[np.float64], high: NDArray[np.float64]) -> Synapses:
+    """Return the synapses in a box of the tissue."""
+    neurites = config.neurites
+    rim = reach(neurites)
+    balls, places = neurites.balls(low - rim, high + rim)
+    bodies = neurites.bodies(low - rim, high + rim)
+    held, _ = organelles.clusters(neurites, balls, places, config.vesicles, config.gap)
+    found = synapses(neurites, Balls.joined(balls, bodies), held, config.synapses)
+    return found[np.flatnonzero(((found.positions >= low) & (found.positions < high)).all(1))]
+
+
+def _as_seen(config: Neuropil, thickness: float, points: NDArray[np.float64], ruffle: Ruffle) -> NDArray[np.float64]:
+    """Return where (nm) points of the tissue appear, whose surfaces are uneven and whose sections lie aside."""
+    seen = points.copy()
+    for _ in range(8):
+        seen = points - ruffle.at(seen)
+    seen[:, 1:] -= section_shift(config, thickness, np.floor(seen[:, 0] / thickness).astype(np.int64))
+    return seen

@@ -72,23 +72,40 @@ class SmoothNoise:
 
     def on_axes(self, z: Floats, y: Floats, x: Floats) -> NDArray[np.float32]:
         """Return the field on the grid spanned by three rows of positions, shape (len(z), len(y), len(x))."""
-        axes = [_spline(p, s) for p, s in zip((z, y, x), self.spacing, strict=True)]
-        (wz, kz), (wy, ky), (wx, kx) = axes
+        axes = [_knots(p, s) for p, s in zip((z, y, x), self.spacing, strict=True)]
+        (wz, kz), (wy, ky), (wx, kx) = ((_spline(*axis), axis[2]) for axis in axes)
         values = np.tensordot(wz, self._lattice([kz, ky, kx]).astype(np.float32), 1)
         return np.asarray(wy @ values @ wx.T, np.float32)
+
+    def with_slope(self, z: Floats, y: Floats, x: Floats) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the field as `on_axes` does, and the length of its gradient, per unit of the positions."""
+        axes = [_knots(p, s) for p, s in zip((z, y, x), self.spacing, strict=True)]
+        wz, wy, wx = (_spline(*axis) for axis in axes)
+        dz, dy, dx = (_spline(*axis, slope=True) / np.float32(s) for axis, s in zip(axes, self.spacing, strict=True))
+        lattice = self._lattice([knots for _, _, knots in axes]).astype(np.float32)
+        values, along = np.tensordot(wz, lattice, 1), np.tensordot(dz, lattice, 1)
+        squared = (wy @ along @ wx.T) ** 2 + (dy @ values @ wx.T) ** 2 + (wy @ values @ dx.T) ** 2
+        return np.asarray(wy @ values @ wx.T, np.float32), np.asarray(np.sqrt(squared), np.float32)
 
     def _lattice(self, knots: list[NDArray[np.int64]]) -> NDArray[np.float64]:
         z, y, x = knots
         return 2 * uniform(self.key, z[:, None, None], y[None, :, None], x[None, None, :]) - 1
 
 
-def _spline(positions: Floats, spacing: float) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the weights (position, knot) of cubic B-splines, and the knots."""
+def _knots(positions: Floats, spacing: float) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
+    """Return the part of each position beyond the knot before it, that knot's number, and all knots needed."""
     base = np.floor(positions / spacing).astype(np.int64)
-    t = positions / spacing - base
-    weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], 1) / 6
-    knots = np.arange(base.min() - 1, base.max() + 3)
-    matrix = np.zeros((len(positions), len(knots)), np.float32)
-    columns = (base - knots[0] - 1)[:, None] + np.arange(4)
-    np.put_along_axis(matrix, columns, weights.astype(np.float32), 1)
-    return matrix, knots
+    return positions / spacing - base, base, np.arange(base.min() - 1, base.max() + 3)
+
+
+def _spline(
+    t: Floats, base: NDArray[np.int64], knots: NDArray[np.int64], *, slope: bool = False
+) -> NDArray[np.float32]:
+    """Return the weights (position, knot) of cubic B-splines, or of their slopes for a spacing of 1."""
+    if slope:
+        weights = np.stack([-((1 - t) ** 2), 3 * t**2 - 4 * t, -3 * t**2 + 2 * t + 1, t**2], 1) / 2
+    else:
+        weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], 1) / 6
+    matrix = np.zeros((len(t), len(knots)), np.float32)
+    np.put_along_axis(matrix, (base - knots[0] - 1)[:, None] + np.arange(4), weights.astype(np.float32), 1)
+    return matrix
