@@ -157,6 +157,9 @@ def _numbers(text: str | None, option: str, kind: type[int] | type[float], count
         numbers = tuple(kind(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    if len(numbers) != count or any(n < 0 for n in numbers) or (option != "--halo" and numbers[-1] <= 0):
-        raise UsageError(f"{option} {text}: give {count} numbers with commas between, none below zero")
+    # a halo, and the mean that is the first of two, may be 0
+    positive = numbers if count == 3 and option != "--halo" else numbers[-1:] if count == 2 else ()
+    if len(numbers) != count or min(numbers) < 0 or any(n <= 0 for n in positive):
+        example = "16,64,64" if count == 3 else "128,32"
+        raise UsageError(f"{option} {text}: give {count} numbers with commas between, as {example}")
     return numbers

@@ -69,7 +69,7 @@ def import_model(
     else:
         candidate = _read(Path(source).expanduser(), given)
     card = {"halo": [n // 8 for n in candidate.card["window"]], **candidate.card}
-    card["name"] = name or re.sub(r"[^A-Za-z0-9._-]+", "-", str(card["name"])).strip("-._")
+    card["name"] = name or re.sub(r"[^A-Za-z0-9._-]+", "-", str(card["name"])).strip("-._") or "model"
     folder = destination_folder or installed_folder()
     target = folder / card["name"]
     if target.exists() and not overwrite:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import yaml
@@ -57,12 +57,13 @@ def read_package(folder: Path, source: str, given: Mapping[str, Any]) -> Candida
     """
     document = _document(folder, source)
     _check_axes(document, source)
+    kind = _kind(document, source)
     description = _description(document, folder, source)
-    kind, weights = _weights(document, folder, source)
+    weights = _weights(document["weights"][kind], folder, source)
     image, labels = description.inputs[0], description.outputs[0]
+    test = [_test_tensor(tensor, folder, source) for tensor in (image, labels)]
     normalize, normalization = _preprocessing(image)
     sigmoid = _postprocessing(labels, source)
-    test = [_test_tensor(tensor, folder, source) for tensor in (image, labels)]
     config = document.get("config")
     kept = config.get("neurokube") if isinstance(config, dict) else None
     card: dict[str, Any] = {
@@ -76,18 +77,24 @@ def read_package(folder: Path, source: str, given: Mapping[str, Any]) -> Candida
         **given,
         "architecture": {"kind": kind},
     }
-    card = {key: value for key, value in card.items() if value is not None}
-    if "voxel_size" not in card:
-        raise UsageError(f"{source}: does not say its voxel size; give it with --voxel-size Z,Y,X in nm")
-    if "normalization" not in card:
-        raise UsageError(
-            f"{source}: its grey values or their preprocessing ({', '.join(_steps(image)) or 'none'}) are not ours; "
-            "give --normalization volume, or MEAN,DEVIATION of grey values from 0 to 255"
-        )
     trial = None
     if test[0] is not None and test[1] is not None and normalize is not None:
         trial = Trial(normalize(test[0].astype(np.float32)), test[1].astype(np.float32), sigmoid)
-    return Candidate(card, {"torchscript": "model.pt", "onnx": "model.onnx"}[kind], weights, trial)
+    known = {key: value for key, value in card.items() if value is not None}
+    _check_known(known, _steps(image), source)
+    return Candidate(known, {"torchscript": "model.pt", "onnx": "model.onnx"}[kind], weights, trial)
+
+
+def _check_known(card: dict[str, Any], steps: list[str], source: str) -> None:
+    if "voxel_size" not in card:
+        raise UsageError(f"{source}: does not say its voxel size; give it with --voxel-size Z,Y,X in nm")
+    if "window" not in card:
+        raise UsageError(f"{source}: its sizes depend on each other; give one that fits with --window Z,Y,X in voxels")
+    if "normalization" not in card:
+        raise UsageError(
+            f"{source}: its grey values or their preprocessing ({', '.join(steps) or 'none'}) are not ours; "
+            "give --normalization volume, or MEAN,DEVIATION of grey values from 0 to 255"
+        )
 
 
 def _document(folder: Path, source: str) -> dict[str, Any]:
@@ -145,23 +152,29 @@ def _description(document: dict[str, Any], folder: Path, source: str) -> "ModelD
     return description
 
 
-def _weights(document: dict[str, Any], folder: Path, source: str) -> tuple[str, bytes]:
-    """Return kind and content of the weights; the checksum is read from the document, as conversion drops it."""
-    weights = document["weights"]
-    kind = next((kind for kind in ("torchscript", "onnx") if weights.get(kind)), None)
-    if kind is None:
-        raise DataError(
-            f"{source}: has only {', '.join(weights)} weights; a pickle is never opened: "
-            "add TorchScript or ONNX weights ('bioimageio add-weights') and import that package"
-        )
-    entry = weights[kind]
+def _kind(document: dict[str, Any], source: str) -> Literal["torchscript", "onnx"]:
+    weights = document.get("weights")
+    if not isinstance(weights, dict) or not weights:
+        raise DataError(f"{source}: its description names no weights; get the package again")
+    if weights.get("torchscript"):
+        return "torchscript"
+    if weights.get("onnx"):
+        return "onnx"
+    raise DataError(
+        f"{source}: has only {', '.join(weights)} weights; a pickle is never opened: "
+        "add TorchScript or ONNX weights ('bioimageio add-weights') and import that package"
+    )
+
+
+def _weights(entry: dict[str, Any], folder: Path, source: str) -> bytes:
+    """Return the weights; the checksum is read from the document itself, as conversion drops it."""
     if entry.get("external_data"):
         raise DataError(f"{source}: its ONNX weights are in a second file; save them as one file")
     path = inside(folder, str(entry["source"]), source)
     data = path.read_bytes()
     if entry.get("sha256") and hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise DataError(f"{source}: {path.name} does not have the checksum that the package names; get it again")
-    return kind, data
+    return data
 
 
 def _about(description: "ModelDescr") -> dict[str, Any]:

@@ -38,6 +38,8 @@ def write_package(bundle: Bundle, path: Path, sample: NDArray[np.uint8] | None) 
     from bioimageio.spec import InvalidDescr, build_description, save_bioimageio_package
 
     card = bundle.card
+    if card.channels != 1:
+        raise DataError(f"{bundle.folder}: takes {card.channels} image channels; packages are written for one")
     image = _window_of(card, sample)
     output = probabilities(card, predict(bundle, _normalized(card, image)[None, None]))[0]
     with TemporaryDirectory() as temporary, offline(Path(temporary)):
