@@ -185,7 +185,7 @@ def _synapses_in(config: Neuropil, low: NDArray[np.float64], high: NDArray[np.fl
     balls, places = neurites.balls(low - rim, high + rim)
     bodies = neurites.bodies(low - rim, high + rim)
     held, _ = organelles.clusters(neurites, balls, places, config.vesicles, config.gap)
-    found = synapses(neurites, Balls.joined(balls, bodies), held, config.synapses)
+    found = synapses(neurites, Balls.joined(balls, bodies), held, config.synapses, low, high)
     return found[np.flatnonzero(((found.positions >= low) & (found.positions < high)).all(1))]
 
 

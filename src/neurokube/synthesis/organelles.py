@@ -15,6 +15,7 @@ _CLUSTER = 0.7  # half the length of a cluster, in lattice constants
 _VESICLES_PER_BALL = 9
 _SPREAD = 1.4  # edge of the cube a ball's vesicles lie in, in its radii
 _NUCLEUS = 0.7  # radius in those of the cell body
+_AROUND = 2.0  # mean diameters, of a box in which organelles are to be known
 VESICLE_RADIUS = 21.0
 """In nm."""
 
@@ -33,10 +34,13 @@ def _reach(neurites: Neurites, gap: float) -> float:
     return (0.9 * _WIDEST + THICKEST) * neurites.diameter + 2 * gap
 
 
-def mitochondria(neurites: Neurites, balls: Balls, places: Points, density: float, gap: float) -> Balls:
+def mitochondria(
+    neurites: Neurites, balls: Balls, places: Points, density: float, gap: float, low: Points, high: Points
+) -> Balls:
     """Return mitochondria, threaded on the skeletons, as balls that keep `gap` nm from their cell's surface.
 
-    `density` is the share of the sites along a neurite that hold one, where it is wide enough.
+    They are those that matter to a box from `low` to `high`.  `density` is the share of the sites along a
+    neurite that hold one, where it is wide enough.
     """
     rod, position = places[:, :3].astype(np.int64).T, places[:, 3]
     site = np.floor(position / _MITOCHONDRIA_EVERY).astype(np.int64)
@@ -46,6 +50,8 @@ def mitochondria(neurites: Neurites, balls: Balls, places: Points, density: floa
     wanted = np.minimum(0.9 * balls.radii, _WIDEST * neurites.diameter) * np.sqrt(np.clip(1 - along**4, 0, 1))
     narrowest = _NARROWEST * neurites.diameter
     held = (rod[0] >= 0) & (exists < density) & (wanted >= narrowest)
+    # near enough to be in the box, or in the way of a vesicle there
+    held &= balls.inside(low - _AROUND * neurites.diameter, high + _AROUND * neurites.diameter)
     chosen = balls[held]
     radii = np.minimum(wanted[held], clearance(chosen.centres, chosen.cells, balls, _reach(neurites, gap)) - gap)
     wide = radii >= narrowest
@@ -81,14 +87,24 @@ def clusters(neurites: Neurites, balls: Balls, places: Points, density: float, g
 
 
 def vesicles(
-    neurites: Neurites, balls: Balls, held: Balls, places: Points, gap: float, mitochondria: Balls
+    neurites: Neurites,
+    balls: Balls,
+    held: Balls,
+    places: Points,
+    gap: float,
+    mitochondria: Balls,
+    low: Points,
+    high: Points,
 ) -> tuple[Balls, Balls]:
     """Return the vesicles in clusters, and the clouds they form, as balls.
 
-    `held` and `places` are those of `clusters`.  Vesicles keep `gap` nm from their cell's surface, and clear
-    of mitochondria; a cloud is the union of balls somewhat larger than its vesicles, each with the
-    cluster's id as its instance.
+    `held` and `places` are those of `clusters`.  All vesicles in a box from `low` to `high` are there.  They
+    keep `gap` nm from their cell's surface, and clear of mitochondria; a cloud is the union of balls somewhat
+    larger than its vesicles, each with the cluster's id as its instance.
     """
+    reach = _SPREAD * THICKEST * neurites.diameter + 4 * VESICLE_RADIUS
+    near = held.inside(low - reach, high + reach)
+    held, places = held[near], places[near]
     home = np.repeat(np.arange(len(held)), _VESICLES_PER_BALL)
     number = np.tile(np.arange(_VESICLES_PER_BALL), len(held))
     rod = places[:, :3].astype(np.int64).T[:, home]

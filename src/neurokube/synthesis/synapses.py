@@ -52,8 +52,10 @@ def _span(neurites: Neurites) -> float:
     return 2 * THICKEST * neurites.diameter
 
 
-def synapses(neurites: Neurites, balls: Balls, held: Balls, density: float) -> Synapses:
+def synapses(neurites: Neurites, balls: Balls, held: Balls, density: float, low: Points, high: Points) -> Synapses:
     """Return the synapses of a share `density` of the vesicle clusters given by the balls that hold them.
+
+    All that reach into a box from `low` to `high` are there.
 
     A point of the membrane is found by bisection on the line from the middle of the cluster to the nearest
     ball of a dendrite (or, seldom, of any neurite), and taken if no third cell is near.
@@ -61,10 +63,12 @@ def synapses(neurites: Neurites, balls: Balls, held: Balls, density: float) -> S
     ids, first = np.unique(held.instances, return_index=True)
     chance, any_kind, size = (uniform(stream(neurites.seed, f"synapse {n}"), ids) for n in range(3))
     middle = first + (np.bincount(np.searchsorted(ids, held.instances), minlength=len(ids)) - 1) // 2
+    around = 1.1 * _span(neurites) + LARGEST + PEDESTAL
+    near_box = held[middle].inside(low - around, high + around)
     tree = cKDTree(balls.centres)
     kinds = neurites.classes(balls.cells)
     rows = []
-    for n in np.flatnonzero(chance < density):
+    for n in np.flatnonzero((chance < density) & near_box):
         start, cell = held.centres[middle[n]], held.cells[middle[n]]
         near = np.sort(np.array(tree.query_ball_point(start, 1.1 * _span(neurites)), np.int64))
         fits = (balls.cells[near] != cell) & (balls.radii[near] <= THICKEST * neurites.diameter)

@@ -119,15 +119,17 @@ class Tissue:
         wanted: Collection[str],
     ) -> None:
         made: dict[str, Balls] = {}
+        spare = 2 * self._pitch  # how far around them organelles are drawn
+        box = (self._low - spare, self._low + self._shape * self._pitch + spare)
         if {"mitochondrion", "vesicle", "cloud"} & set(wanted):
-            made["mitochondrion"] = organelles.mitochondria(neurites, balls, places, density.mitochondria, gap)
+            made["mitochondrion"] = organelles.mitochondria(neurites, balls, places, density.mitochondria, gap, *box)
         held, home = organelles.clusters(neurites, balls, places, density.vesicles, gap)
         if {"vesicle", "cloud"} & set(wanted):
             made["vesicle"], made["cloud"] = organelles.vesicles(
-                neurites, balls, held, home, gap, made["mitochondrion"]
+                neurites, balls, held, home, gap, made["mitochondrion"], *box
             )
         if "synapse" in wanted:
-            self.synapses = synapses.synapses(neurites, balls, held, density.synapses)
+            self.synapses = synapses.synapses(neurites, balls, held, density.synapses, *box)
             s = self.synapses
             made["synapse"] = Balls(s.positions, s.radii, s.presynaptic, s.ids)
             pedestals = np.full(len(s), synapses.PEDESTAL)
