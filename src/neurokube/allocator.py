@@ -1,8 +1,10 @@
-"""Settings of glibc's memory allocator; elsewhere they do nothing."""
+"""The memory of this process: settings of glibc's allocator (elsewhere they do nothing), and the peak."""
 
 import ctypes
+import resource
 import sys
 from functools import lru_cache
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
@@ -20,6 +22,17 @@ def keep_freed() -> None:
     By default each goes back to the system and comes again page by page, which can take half of the time.
     """
     _set((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def peak_memory() -> int:
+    """Return the most memory this process ever held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # what getrusage reports on Linux counts the parent's memory at the time of the fork
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _set(*options: tuple[int, int]) -> None:

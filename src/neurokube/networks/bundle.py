@@ -8,6 +8,7 @@ that the user has installed.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -219,6 +220,8 @@ def _yaml(card: Card) -> str:
     return text
 
 
+BEST = "best of "
+"""Before the name of a file that `neurokube evaluate --models` wrote: the model that did best there."""
 SHIPPED = Path(__file__).parent / "shipped"
 
 
@@ -233,6 +236,8 @@ def find(model: str) -> Path:
     Raises:
         UsageError: where there is none.
     """
+    if model.startswith(BEST):
+        return find(_best(Path(model.removeprefix(BEST)).expanduser()))
     path = Path(model).expanduser()
     if (path / CARD).is_file():
         return path.absolute()
@@ -244,6 +249,15 @@ def find(model: str) -> Path:
         f"model '{model}': no bundle of that name or path (a folder with {CARD}); "
         f"there are {', '.join(names) or 'none'}"
     )
+
+
+def _best(file: Path) -> str:
+    try:
+        return str(json.loads(file.read_text())["best"])
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}; write it with 'neurokube evaluate --models'") from None
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{file}: not what 'neurokube evaluate --models' writes") from None
 
 
 def known() -> Iterator[tuple[Card, str]]:

@@ -11,10 +11,11 @@ from .fragments import Fragments
 from .graph import Graph
 from .multicut import Multicut
 from .segmentation import Segmentation
+from .semantics import Semantics
 from .synthesis import Synthesis
 
 STAGES: dict[str, type[Stage]] = {
-    stage.kind: stage for stage in (Synthesis, Boundaries, Fragments, Graph, Multicut, Segmentation)
+    stage.kind: stage for stage in (Synthesis, Boundaries, Semantics, Fragments, Graph, Multicut, Segmentation)
 }
 """Every stage that a workflow can name."""
 

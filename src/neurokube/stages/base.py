@@ -106,6 +106,8 @@ class Step:
     grid: Grid
     targets: tuple[Target, ...]
     compute: Callable[[Block, "Data"], None]
+    block: Vector | None = None
+    """Voxels that a worker had better take at a time, where nobody says otherwise."""
 
     def objects(self, cells: Sequence[int]) -> list[tuple[Target, int]]:
         """Return what a block of these cells stores, as (target, cell of its grid), in a fixed order."""
@@ -130,12 +132,13 @@ SINGLE = Grid((1, 1, 1), (1, 1, 1))
 """The grid of a step that is one block."""
 
 
-def pyramid_steps(output: VolumeOutput) -> list[Step]:
-    """Return a step a coarser resolution of a volume; each reads the resolution before it."""
-    return [_pyramid_step(output, level) for level in range(1, len(output.factors))]
+def pyramid_steps(*outputs: VolumeOutput) -> list[Step]:
+    """Return a step a coarser resolution of volumes of one grid; each reads the resolution before it."""
+    return [_pyramid_step(outputs, level) for level in range(1, len(outputs[0].factors))]
 
 
-def _pyramid_step(output: VolumeOutput, level: int) -> Step:
+def _pyramid_step(outputs: tuple[VolumeOutput, ...], level: int) -> Step:
+    output = outputs[0]
     grid = output.grid(level)
     step = [b // a for a, b in zip(output.factors[level - 1], output.factors[level], strict=True)]
     finer = Box.of(output.grid(level - 1).shape)
@@ -145,10 +148,11 @@ def _pyramid_step(output: VolumeOutput, level: int) -> Step:
 
         z, y, x = ((a * f, b * f) for a, b, f in zip(box.start, box.stop, step, strict=True))
         source = Box((z[0], y[0], x[0]), (z[1], y[1], x[1])).clip(finer)
-        voxels = data.volume(output.name).read(source, level - 1)
-        data.write(output.name, box, downsample(voxels, (step[0], step[1], step[2]), output.spec.kind), level)
+        for each in outputs:
+            voxels = data.volume(each.name).read(source, level - 1)
+            data.write(each.name, box, downsample(voxels, (step[0], step[1], step[2]), each.spec.kind), level)
 
-    return Step(f"pyramid-{level}", grid, (Target(output, level),), over_cells(grid, compute))
+    return Step(f"pyramid-{level}", grid, tuple(Target(each, level) for each in outputs), over_cells(grid, compute))
 
 
 @dataclass(frozen=True)
@@ -206,6 +210,10 @@ class Stage(BaseModel):
     kind: ClassVar[str]
     version: ClassVar[int]
     roles: ClassVar[tuple[str, ...]] = ()
+    files: ClassVar[tuple[str, ...]] = ()
+    """Fields that may name a file; relative ones count from the workflow file."""
+    unkeyed: ClassVar[tuple[str, ...]] = ("block",)
+    """Fields that do not change what comes out."""
 
     block: Extent | None = Field(
         None, description="voxels (z, y, x) that one worker takes at a time, rounded up to whole tiles"
@@ -214,6 +222,21 @@ class Stage(BaseModel):
     def references(self) -> dict[str, str]:
         """Return what the stage reads: role -> `input`, `stage` or `stage.output`."""
         return {role: name for role in self.roles if (name := getattr(self, role)) is not None}
+
+    def settle(self, sources: Mapping[str, Source], before: "Stage | None") -> Self:
+        """Return the stage with all that is to be found out when a run is planned; `before` is from the last time."""
+        return self
+
+    def check_worker(self) -> None:
+        """Check that this process computes what was planned.
+
+        Raises:
+            ConfigurationError: where it would not.
+        """
+
+    def remarks(self, sources: Mapping[str, Source]) -> list[str]:
+        """Return what a user should know before the stage runs."""
+        return []
 
     @abstractmethod
     def steps(self, sources: Mapping[str, Source]) -> list[Step]:
@@ -225,7 +248,13 @@ class Stage(BaseModel):
 
     def outputs(self, sources: Mapping[str, Source]) -> dict[str, Output]:
         """Return what all the steps write, by name, in order."""
-        return {t.output.name: t.output for step in self.steps(sources) for t in step.targets}
+        return outputs_of(self.steps(sources))
+
+
+def outputs_of(steps: Sequence[Step]) -> dict[str, Output]:
+    """Return what steps write, by name: volumes first, in order; the first is what a stage is read for."""
+    found = {t.output.name: t.output for step in steps for t in step.targets}
+    return {name: found[name] for name in sorted(found, key=lambda name: isinstance(found[name], TableOutput))}
 
 
 class TiledStage(Stage):

@@ -15,6 +15,7 @@ import numpy as np
 from ..blocks import Blocks, Box
 from ..errors import ConfigurationError, DataError, UsageError
 from ..stages import Data, Output, Source, Stage, Step, TableOutput, VolumeOutput
+from ..stages.base import outputs_of
 from ..volumes import Store, Volume, join, layout, open_volume
 from .spec import Workflow
 
@@ -89,7 +90,7 @@ class Plan:
         found = {}
         for planned in self.stages:
             for step in planned.steps:
-                voxels = planned.stage.block or self.workflow.block
+                voxels = planned.stage.block or self.workflow.block or step.block
                 blocks = Blocks.near(step.grid, voxels)
                 entry = PlannedStep(planned, step, blocks)
                 found[entry.name] = entry
@@ -113,8 +114,13 @@ def make_plan(
     *,
     region: Box | None = None,
     numerics: Mapping[str, str] | None = None,
+    settled: Mapping[str, Stage] | None = None,
+    before: Mapping[str, Stage] | None = None,
 ) -> Plan:
     """Plan a workflow: open its inputs, check that all fits, compute keys.  Writes nothing.
+
+    `settled` are the stages as an earlier plan settled them, to be taken as they are; `before` those of the
+    last plan, to be kept where nothing changed.
 
     Raises:
         ConfigurationError: where stages do not fit together.
@@ -132,15 +138,16 @@ def make_plan(
         references = {role: _resolve(name, role, text, sources) for role, text in stage.references().items()}
         inputs = {role: source for role, (source, _) in references.items()}
         try:
+            stage = stage.settle(inputs, (before or {}).get(name)) if settled is None else settled[name]
             steps = tuple(stage.steps(inputs))
         except ConfigurationError as error:
             raise ConfigurationError(f"stages.{name}.{error}") from None
-        outputs = {t.output.name: t.output for step in steps for t in step.targets}
+        outputs = outputs_of(steps)
         key = digest(
             {
                 "kind": stage.kind,
                 "version": stage.version,
-                "settings": stage.model_dump(mode="json", exclude={"block", *stage.roles}),
+                "settings": stage.model_dump(mode="json", exclude={*stage.unkeyed, *stage.roles}),
                 "reads": {role: key for role, (_, key) in references.items()},
                 "writes": [asdict(output) for output in outputs.values()],
                 "numerics": dict(numerics),

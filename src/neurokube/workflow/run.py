@@ -18,13 +18,13 @@ from typing import Any, Self
 from .. import __version__
 from ..blocks import Box, parse_region
 from ..errors import ConfigurationError, TryAgainError, surroundings
-from ..stages import Target, VolumeOutput
+from ..stages import STAGES, Stage, Target, VolumeOutput
 from ..volumes import Store, create, exists, join
 from .ledger import Ledger
 from .plan import Plan, PlannedStage, PlannedStep, make_plan, numerics_class
 from .spec import Workflow, parse_workflow
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's layout; raised when an older program could not read it."""
 
 
@@ -48,7 +48,7 @@ class Run:
         name = workflow.name if region is None else f"{workflow.name}@{str(region).replace(',', '_').replace(':', '-')}"
         url = join(workflow.workspace, name)
         _check_folder(url)
-        plan = make_plan(workflow, url, region=region)
+        plan = make_plan(workflow, url, region=region, before=_settled_before(url))
         document = {
             "format": FORMAT,
             "neurokube": __version__,
@@ -59,6 +59,7 @@ class Run:
             "numerics": numerics_class(),
             "keys": {planned.name: planned.key for planned in plan.stages},
             "inputs": _described_inputs(plan),
+            "settled": {planned.name: planned.stage.model_dump(mode="json") for planned in plan.stages},
             "steps": {name: {"blocks": len(s.blocks), "cells": str(s.blocks)} for name, s in plan.steps.items()},
             "workflow": workflow.model_dump(mode="json"),
         }
@@ -77,7 +78,8 @@ class Run:
         _check_format(url, document)
         workflow = parse_workflow(document["workflow"], where=join(url, "run.json"))
         region = parse_region(document["region"]) if document["region"] else None
-        plan = make_plan(workflow, url, region=region, numerics=document["numerics"])
+        settled = _settled(document)
+        plan = make_plan(workflow, url, region=region, numerics=document["numerics"], settled=settled)
         return cls(url, workflow, plan, document)
 
     def check_worker(self) -> None:
@@ -229,8 +231,23 @@ def _check_format(url: str, document: Any) -> None:
             f"{document['format']}) this one ({__version__}, format {FORMAT}) cannot go on with; "
             "use that version, or choose another name for the run"
         )
-    if missing := [key for key in ("workflow", "region", "numerics", "keys") if key not in document]:
+    if missing := [key for key in ("workflow", "region", "numerics", "keys", "settled") if key not in document]:
         raise ConfigurationError(f"{join(url, 'run.json')}: damaged, it lacks {', '.join(missing)}; run again")
+
+
+def _settled(document: Any) -> dict[str, Stage]:
+    """Return the stages as they were settled when the run was planned."""
+    stages = document["workflow"]["stages"]
+    return {name: STAGES[stages[name]["stage"]].model_validate(s) for name, s in document["settled"].items()}
+
+
+def _settled_before(url: str) -> dict[str, Stage]:
+    """Return the settled stages of the run that is there, if any can be understood."""
+    document = Store(url).read_json("run.json")
+    try:
+        return _settled(document) if document else {}
+    except (KeyError, TypeError, ValueError):
+        return {}
 
 
 def _check_folder(url: str) -> None:

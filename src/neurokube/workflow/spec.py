@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic import WrapValidator as Wrap
 
 from ..errors import ConfigurationError
+from ..networks.bundle import BEST
 from ..stages import STAGES, Stage
 from ..stages.base import Extent
 
@@ -153,7 +154,20 @@ def parse_workflow(document: Any, *, where: str = "workflow", folder: Path | Non
     if folder is None:
         return workflow
     inputs = {name: InputVolume(path=_resolved(volume.path, folder)) for name, volume in workflow.inputs.items()}
-    return workflow.model_copy(update={"inputs": inputs, "workspace": _resolved(workflow.workspace, folder)})
+    stages = {name: _found(stage, folder) for name, stage in workflow.stages.items()}
+    workspace = _resolved(workflow.workspace, folder)
+    return workflow.model_copy(update={"inputs": inputs, "stages": stages, "workspace": workspace})
+
+
+def _found(stage: Stage, folder: Path) -> Stage:
+    """Return a stage whose fields that name a file beside the workflow name it from anywhere."""
+    found = {}
+    for name in stage.files:
+        path = str(getattr(stage, name) or "")
+        prefix = BEST if path.startswith(BEST) else ""
+        if path and (folder / path.removeprefix(prefix)).exists():
+            found[name] = prefix + _resolved(path.removeprefix(prefix), folder)
+    return stage.model_copy(update=found) if found else stage
 
 
 def _describe(mistakes: list[Any], document: Mapping[str, Any]) -> str:

@@ -1,15 +1,13 @@
 """The worker: the one function between stages and engines."""
 
-import resource
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from ..allocator import share_heaps
+from ..allocator import peak_memory, share_heaps
 from ..engines.base import Batch, Report
 from ..errors import TryAgainError, surroundings
 from ..stages import Block, Data
@@ -86,17 +84,6 @@ def _one_block(run: Run, step: PlannedStep, data: Data, block: int, writer: Writ
     return False
 
 
-def peak_memory() -> int:
-    """Return the most memory this process ever held, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # what getrusage reports on Linux counts the parent's memory at the time of the fork
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 @lru_cache(maxsize=1)
 def _host() -> str:
     return socket.gethostname()
@@ -109,6 +96,7 @@ def _opened(run_url: str, step_name: str, stamp: str) -> tuple[Run, PlannedStep,
     run = Run.open(run_url)
     run.check_worker()
     step = run.plan.step(step_name)
+    step.planned.stage.check_worker()
     return run, step, step.planned.data()
 
 

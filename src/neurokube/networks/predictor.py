@@ -1,0 +1,212 @@
+"""A network on a backend: windows in, probabilities out, the same bits for the same window every time."""
+
+from abc import abstractmethod
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from ..allocator import keep_freed
+from ..blocks import Vector
+from ..errors import ConfigurationError, NeuroKubeError
+from .bundle import Bundle, load_bundle
+
+Backend = Literal["openvino", "torch", "cuda"]
+Precision = Literal["float32", "bfloat16"]
+
+
+class Numerics(BaseModel):
+    """What decides the bits of a prediction, beside weights and software; fixed when a run is planned."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backend: Backend
+    dtype: Precision = "float32"
+    window: Vector
+    batch: PositiveInt = 1
+    threads: PositiveInt = 1
+
+    @classmethod
+    def usual(cls, bundle: Bundle, window: Vector) -> Self:
+        """Return the fastest backend and dtype that this machine has, a thread a process."""
+        backend, dtype = fastest(bundle)
+        # PyTorch convolves a single small window on a CPU by its slow way; OpenVINO has no such trap
+        return cls(backend=backend, dtype=dtype, window=window, batch={"openvino": 1, "torch": 2, "cuda": 4}[backend])
+
+
+def fastest(bundle: Bundle) -> tuple[Backend, Precision]:
+    """Return the backend and dtype to use where nothing else is asked for.
+
+    Raises:
+        ConfigurationError: where no backend that can run the model is installed.
+    """
+    if bundle.card.architecture.kind == "onnx":
+        _need_openvino(bundle)
+        return "openvino", "float32"
+    if find_spec("torch") is None:
+        raise ConfigurationError("networks need PyTorch: pip install torch==2.13.0")
+    import torch
+
+    from .precision import fast_bfloat16
+
+    dtype: Precision = "bfloat16" if fast_bfloat16() else "float32"
+    if torch.cuda.is_available():
+        return "cuda", dtype
+    if bundle.card.architecture.kind != "torchscript" and find_spec("openvino") is not None:
+        return "openvino", dtype
+    return "torch", dtype
+
+
+def software(backend: Backend) -> dict[str, str]:
+    """Return the versions and the processor or device on which the bits of a backend depend.
+
+    Raises:
+        ConfigurationError: where the backend is not installed.
+    """
+    packages = {"openvino": ("torch", "openvino"), "torch": ("torch",), "cuda": ("torch",)}[backend]
+    try:
+        found = {name: version(name) for name in packages}
+    except PackageNotFoundError as error:
+        raise ConfigurationError(f"backend {backend}: {error.name} is not installed; pip install it here") from None
+    if backend == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigurationError("backend cuda: no GPU can be used here; 'neurokube doctor' says what there is")
+        return {**found, "device": torch.cuda.get_device_name()}
+    return {**found, "instructions": instructions()}
+
+
+@lru_cache(maxsize=1)
+def instructions() -> str:
+    """Return the family of vector instructions that PyTorch uses here, as AVX2 or AVX512."""
+    import torch
+
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
+class Predictor:
+    """A network that was made ready for windows of one shape."""
+
+    def __init__(self, bundle: Bundle, numerics: Numerics) -> None:
+        self.card = bundle.card
+        self.numerics = numerics
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return probabilities (n, labels, z, y, x) of normalized windows (n, z, y, x); n is at most the batch.
+
+        Raises:
+            NeuroKubeError: where the device's memory does not suffice.
+            DataError: where the model predicts another shape.
+        """
+        batch = self.numerics.batch
+        given = len(images)
+        if given < batch:
+            # always one shape: another might be computed in another way
+            images = np.concatenate([images, np.zeros((batch - given, *images.shape[1:]), np.float32)])
+        try:
+            found = self._run(np.ascontiguousarray(images[:, None]))
+        except RuntimeError as error:
+            if "out of memory" in str(error).lower() or "alloc" in str(error).lower():
+                raise NeuroKubeError(
+                    f"out of memory with windows of {self.numerics.window} in batches of {batch}: set a smaller "
+                    "'window' or 'network_batch' in the stage, which computes it anew, or free memory and run again"
+                ) from None
+            raise
+        expected = (batch, len(self.card.labels), *self.numerics.window)
+        if found.shape != expected:
+            raise NeuroKubeError(f"model {self.card.name}: predicts {found.shape}, not {expected}; its card is wrong")
+        return found[:given]
+
+    @abstractmethod
+    def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+
+class _Torch(Predictor):
+    def __init__(self, bundle: Bundle, numerics: Numerics) -> None:
+        import torch
+
+        super().__init__(bundle, numerics)
+        self._device = torch.device("cuda" if numerics.backend == "cuda" else "cpu")
+        self._dtype = torch.bfloat16 if numerics.dtype == "bfloat16" else torch.float32
+        if self._device.type == "cpu":
+            torch.set_num_threads(numerics.threads)
+        else:
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        network = bundle.network().to(self._device, self._dtype)
+        if bundle.card.architecture.kind != "torchscript":
+            network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self._network = network
+
+    def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        import torch
+
+        with torch.inference_mode():
+            x = torch.from_numpy(images).to(self._device, self._dtype).contiguous(memory_format=torch.channels_last_3d)
+            y = self._network(x).float()
+            if self.card.output == "logits":
+                y = torch.sigmoid(y)
+            result: NDArray[np.float32] = y.cpu().numpy()
+        return result
+
+
+class _OpenVino(Predictor):
+    def __init__(self, bundle: Bundle, numerics: Numerics) -> None:
+        import openvino as ov
+        from openvino import opset13 as ops
+
+        super().__init__(bundle, numerics)
+        shape = [numerics.batch, 1, *numerics.window]
+        core: Any = ov.Core()
+        if bundle.card.architecture.kind == "onnx":
+            model = core.read_model(bundle.weights)
+        else:
+            import torch
+
+            with torch.inference_mode():
+                model = ov.convert_model(bundle.network(), example_input=torch.zeros(shape))
+        model.reshape(shape)
+        output = model.output(0).get_node().input_value(0)
+        if bundle.card.output == "logits":
+            model = ov.Model([ops.sigmoid(output)], model.get_parameters(), "probabilities")
+        settings = {
+            "INFERENCE_NUM_THREADS": numerics.threads,
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": "bf16" if numerics.dtype == "bfloat16" else "f32",
+            "EXECUTION_MODE_HINT": "ACCURACY" if numerics.dtype == "float32" else "PERFORMANCE",
+        }
+        self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+
+    def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._request.infer([images], share_inputs=True)
+        return np.array(self._request.get_output_tensor(0).data, np.float32)
+
+
+@lru_cache(maxsize=2)
+def open_predictor(model: str, sha256: str, numerics: Numerics) -> Predictor:
+    """Make a model ready; the same is kept for the next time.
+
+    Raises:
+        ConfigurationError: where the backend is not here.
+        DataError: where the bundle is damaged, or no longer the one with this checksum.
+    """
+    keep_freed()
+    bundle = load_bundle(model)
+    if bundle.card.sha256 != sha256:
+        raise ConfigurationError(f"{bundle.folder}: its weights changed since the run was planned; run again")
+    software(numerics.backend)
+    if numerics.backend == "openvino":
+        _need_openvino(bundle)
+        return _OpenVino(bundle, numerics)
+    return _Torch(bundle, numerics)
+
+
+def _need_openvino(bundle: Bundle) -> None:
+    if find_spec("openvino") is None:
+        raise ConfigurationError(f"{bundle.folder}: needs OpenVINO here: pip install openvino")

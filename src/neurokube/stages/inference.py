@@ -1,0 +1,178 @@
+"""Windowed inference, shared by every stage that has learned: a block's windows, streamed along z.
+
+While one layer of windows is predicted, the next is read and finished sections are written.  What a voxel
+becomes depends on the one global grid of windows alone, so no block, order or worker changes it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..blocks import Blend, Box, Vector, WindowGrid
+from ..evaluation.curves import quantized
+from ..networks import Normalization
+from ..networks.permutations import Permutation, permute, restore
+from ..networks.predictor import Predictor
+
+Read = Callable[[Box], NDArray[np.uint8]]
+"""Returns the grey values of a box inside the volume; 0 is empty."""
+Inside = Callable[[Box], NDArray[np.bool_]]
+"""Returns where in a box inside the volume there is anything to predict."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A network over a volume of `grid.shape` voxels."""
+
+    predictor: Predictor
+    grid: WindowGrid
+    normalization: Normalization
+    permutations: Sequence[Permutation]
+    labels: tuple[int, ...]
+    """Which of the network's channels are kept, in order."""
+
+    def layers(self, box: Box, read: Read, inside: Inside | None = None) -> Iterator[tuple[Box, NDArray[np.float32]]]:
+        """Yield the blended probabilities of a box, layer by layer along z: (part of the box, (label, z, y, x)).
+
+        A window of which everything is 0, or lies outside of what `inside` tells, is 0 without a prediction.
+        """
+        rows = self.grid.along(0, box.start[0], box.stop[0])
+        carried: NDArray[np.float32] | None = None
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self._source, rows[0], box, read, inside) if rows else None
+            for row in rows:
+                assert ahead is not None
+                source = ahead.result()
+                if row + 1 in rows:
+                    ahead = reader.submit(self._source, row + 1, box, read, inside)
+                blend = Blend(self.grid, self._layer(row, box), len(self.labels))
+                if carried is not None:
+                    blend.sum[:, : carried.shape[1]] = carried
+                self._predict(row, box, source, blend)
+                # what the next layer of windows does not touch is final
+                start, stop = blend.box.start[0], blend.box.stop[0]
+                final = stop if row + 1 not in rows else max(start, min(stop, self.grid.span(0, row + 1)[0]))
+                part = Box((start, *box.start[1:]), (final, *box.stop[1:]))
+                carried = blend.sum[:, final - start :]
+                yield part, blend.sum[:, : final - start]
+
+    def predict(self, box: Box, read: Read) -> NDArray[np.uint8]:
+        """Return the probabilities of a whole box as 0 to 255, (label, z, y, x)."""
+        parts = [quantized(values) for _, values in self.layers(box, read)]
+        return np.concatenate(parts, 1)
+
+    def unique_windows(self) -> int:
+        """Return how many windows the volume has."""
+        return len(self.grid)
+
+    def _layer(self, row: int, box: Box) -> Box:
+        """Return the part of the box that the windows of a row along z contribute to, and no row before finished."""
+        start, stop = self.grid.span(0, row)
+        return Box((max(start, box.start[0]), *box.start[1:]), (min(stop, box.stop[0]), *box.stop[1:]))
+
+    def _source(self, row: int, box: Box, read: Read, inside: Inside | None) -> "_Slab":
+        """Read what the windows of a row see."""
+        volume = Box.of(self.grid.shape)
+        starts, window = self.grid.starts, self.grid.window
+        columns = [self.grid.along(axis, box.start[axis], box.stop[axis]) for axis in (1, 2)]
+        low = (starts[0][row], *(starts[axis][c[0]] for axis, c in enumerate(columns, 1)))
+        high = (starts[0][row], *(starts[axis][c[-1]] for axis, c in enumerate(columns, 1)))
+        wanted = Box((low[0], low[1], low[2]), _sum(high, window))
+        there = wanted.clip(volume)
+        image = read(there)
+        present = None if inside is None else inside(there)
+        pad = [(0, b - a) for a, b in zip(there.stop, wanted.stop, strict=True)]
+        if any(after for _, after in pad):
+            # a volume smaller than a window goes on as in a mirror
+            image = np.pad(image, pad, mode="reflect" if min(there.shape) > 1 else "symmetric")
+            present = None if present is None else np.pad(present, pad)
+        return _Slab(wanted, image, present)
+
+    def _predict(self, row: int, box: Box, source: "_Slab", blend: Blend) -> None:
+        """Predict the windows of a row and add them in the order of their numbers."""
+        layer = blend.box if blend.box.size else box
+        waiting: list[tuple[int, NDArray[np.uint8]]] = []
+        ny, nx = len(self.grid.starts[1]), len(self.grid.starts[2])
+        for y in self.grid.along(1, layer.start[1], layer.stop[1]):
+            for x in self.grid.along(2, layer.start[2], layer.stop[2]):
+                index = (row * ny + y) * nx + x
+                image = source.window(self.grid.box(index))
+                if image is not None:
+                    waiting.append((index, image))
+                if len(waiting) == self.predictor.numerics.batch:
+                    self._batch(waiting, blend)
+                    waiting = []
+        if waiting:
+            self._batch(waiting, blend)
+
+    def _batch(self, windows: Sequence[tuple[int, NDArray[np.uint8]]], blend: Blend) -> None:
+        images = np.stack([self.normalization.apply(image) for _, image in windows])
+        mean: NDArray[np.float32] | None = None
+        for permutation in self.permutations:
+            found = self.predictor(np.ascontiguousarray(permute(images, permutation)))
+            found = restore(found, permutation)
+            found = found if len(self.labels) == found.shape[1] else found[:, list(self.labels)]
+            if mean is None:
+                mean = found if len(self.permutations) == 1 else found.copy()
+            else:
+                mean += found
+        assert mean is not None
+        if len(self.permutations) > 1:
+            mean /= np.float32(len(self.permutations))
+        for (index, _), values in zip(windows, mean, strict=True):
+            blend.add(index, values)
+
+
+@dataclass(frozen=True)
+class _Slab:
+    box: Box
+    image: NDArray[np.uint8]
+    inside: NDArray[np.bool_] | None
+
+    def window(self, box: Box) -> NDArray[np.uint8] | None:
+        """Return the grey values of a window; None where it is empty or nothing in it is wanted."""
+        here = box.relative_to(self.box.start).slices
+        if self.inside is not None and not self.inside[here].any():
+            return None
+        image = self.image[here]
+        return image if image.any() else None
+
+
+class Writer:
+    """Writes one thing at a time beside the work, and holds at most one more."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+
+    def write(self, write: Callable[[], None]) -> None:
+        """Write as soon as what came before is written; raises what went wrong with that."""
+        self.wait()
+        self._last = self._pool.submit(write)
+
+    def wait(self) -> None:
+        """Return when all is written."""
+        if self._last is not None:
+            self._last.result()
+            self._last = None
+
+
+def recomputation(grid: WindowGrid, boxes: Sequence[Box]) -> float:
+    """Return how many windows blocks of these voxels compute for each window there is."""
+    computed = sum(prod(len(grid.along(axis, box.start[axis], box.stop[axis])) for axis in range(3)) for box in boxes)
+    return computed / len(grid)
+
+
+def _sum(a: Sequence[int], b: Vector) -> Vector:
+    z, y, x = (p + q for p, q in zip(a, b, strict=True))
+    return z, y, x
