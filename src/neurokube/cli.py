@@ -12,6 +12,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from . import cli_models
+
 app = typer.Typer(
     name="neurokube",
     help="Reconstruct brain tissue from volume electron microscopy: from an image stack to a segmentation.",
@@ -19,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(cli_models.app, name="models")
 
 Workers = Annotated[
     int | None, typer.Option("--workers", "-w", min=0, help="worker processes; 0: in this process [default: cores]")
@@ -164,6 +168,31 @@ def init(
 
 
 @app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="training file (YAML)", show_default=False)],
+    from_: Annotated[str | None, typer.Option("--from", help="model to fine-tune: a name or a bundle's folder")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier training of that name")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network on annotated volumes, or fine-tune a model; what comes out is a model bundle."""
+    from .errors import ConfigurationError
+    from .training import load_training
+
+    settings = load_training(config)
+    try:
+        from .training.trainer import train as train_network
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"{error.name} is not installed; pip install 'neurokube[train]'") from None
+    command = f"neurokube train {config}" + (f" --from {from_}" if from_ else "")
+    bundle = train_network(settings, start=from_, resume=resume, overwrite=overwrite, command=command, quiet=quiet)
+    f1 = bundle.card.scores.get("validation", {}).get("f1", {})
+    print(f"{bundle.folder}: trained in {bundle.card.training['seconds'] / 60:.1f} minutes")
+    for label, score in f1.items():
+        print(f"  {label:<20} F1 {score:.3f} in validation, from {bundle.card.thresholds[label]:.2f} on")
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what this machine can do."""
     from .doctor import examine, print_findings
@@ -256,8 +285,11 @@ def work(
 
 @app.command()
 def evaluate(
-    prediction: Annotated[str, typer.Argument(help="volume to score")],
-    truth: Annotated[str, typer.Argument(help="ground truth")],
+    prediction: Annotated[str, typer.Argument(help="volume to score, or with --models a file of truths (YAML)")],
+    truth: Annotated[str, typer.Argument(help="ground truth; with --models leave it out")] = "",
+    models: Annotated[str | None, typer.Option(help="A,B,...: score models on the volumes of a file of truths")] = None,
+    permutations: Annotated[int, typer.Option(min=1, max=16, help="with --models: flips and turns averaged")] = 1,
+    output: Annotated[str, typer.Option("--output", "-o", help="with --models: folder of the report")] = "evaluation",
     mask: Annotated[bool, typer.Option("--mask", help="score as masks, not as instances")] = False,
     threshold: Annotated[float | None, typer.Option(help="masks: prediction from this value on")] = None,
     min_size: Annotated[int, typer.Option(min=0, help="leave out truth bodies under this many voxels")] = 0,
@@ -268,11 +300,17 @@ def evaluate(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score a segmentation, or a mask, against ground truth."""
+    """Score a segmentation, or a mask, against ground truth; or models, with --models."""
     from .blocks import parse_region
+    from .errors import UsageError
     from .evaluation import evaluate_instances, evaluate_mask, print_scores
     from .volumes import open_volume
 
+    if models is not None:
+        _evaluate_models(models, prediction, output, permutations, as_json, quiet)
+        return
+    if not truth:
+        raise UsageError("evaluate: name a prediction and its ground truth, or a file of truths and --models")
     volumes = [open_volume(prediction), open_volume(truth)]
     if region is not None:
         volumes = [volume.crop(parse_region(region)) for volume in volumes]
@@ -288,6 +326,47 @@ def evaluate(
 
 
 @app.command()
+def annotate(
+    source: Annotated[
+        str, typer.Argument(help="what was painted: label stack, napari, Fiji, IMOD, Paintera, webKnossos")
+    ],
+    destination: Annotated[str, typer.Argument(help="volume to create, as labels.zarr")],
+    image: Annotated[str, typer.Option(help="the imported image that was painted on", show_default=False)],
+    at: Annotated[
+        str | None, typer.Option(help="Z,Y,X voxel of the image where it starts [default: as it says]")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="dataset inside the source")] = None,
+    names: Annotated[str | None, typer.Option(help="ID=NAME,...: what ids are")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a volume that is there")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Import annotations onto the voxels of their image, to train on; 0 is what nobody annotated."""
+    from dataclasses import asdict
+
+    from .volumes.annotations import import_annotation
+
+    report = import_annotation(
+        source,
+        destination,
+        image=image,
+        offset=None if at is None else _voxels(at),
+        dataset=dataset,
+        names=None if names is None else _names(names),
+        overwrite=overwrite,
+        quiet=quiet,
+    )
+    if as_json:
+        print(json.dumps({**asdict(report), "region": str(report.region)}, indent=2))
+        return
+    print(f"{destination}: {report.description}, voxels {report.region} of {image}, {report.sections} sections")
+    for number, voxels in report.voxels.items():
+        print(f"  {number:>4} {report.names.get(number, ''):<20} {voxels} voxels")
+    for remark in report.remarks:
+        print(f"note: {remark}")
+
+
+@app.command()
 def view(
     run: RunFolder,
     port: Annotated[int, typer.Option(min=0, max=65535, help="port on 127.0.0.1; 0: any that is free")] = 0,
@@ -297,6 +376,17 @@ def view(
     from .viewer import view_run
 
     view_run(run, port=port, open_browser=open_browser)
+
+
+def _evaluate_models(models: str, truth: str, folder: str, permutations: int, as_json: bool, quiet: bool) -> None:
+    from .evaluation.models import evaluate_models, print_models
+
+    names = [name for name in models.split(",") if name]
+    report = evaluate_models(names, truth, folder, permutations=permutations, quiet=quiet)
+    if as_json:
+        print(json.dumps(report.as_dict(), indent=2))
+    else:
+        print_models(report)
 
 
 def _workers(workers: int | None) -> int:
@@ -323,6 +413,21 @@ def _planned(workflow: str, region: str | None) -> Any:
         return Run.planned(loaded, box)
     except (ConfigurationError, DataError) as error:
         raise type(error)(f"{workflow}: {error}") from None
+
+
+def _voxels(text: str) -> tuple[int, int, int]:
+    z, y, x = (int(n) for n in _numbers(text, "--at"))
+    return z, y, x
+
+
+def _names(text: str) -> dict[int, str]:
+    from .errors import UsageError
+
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        return {int(number): name for number, name in pairs}
+    except ValueError:
+        raise UsageError(f"--names {text}: write it as 1=membranes,2=mitochondria") from None
 
 
 def _numbers(text: str, option: str, count: int = 3) -> Any:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from neurokube.errors import DataError, NeuroKubeError, UsageError
 from neurokube.networks import Normalization, write_bundle
 from neurokube.networks.exchange import running
-from neurokube.networks.exchange.commands import app
+from neurokube.cli_models import app
 from neurokube.networks.exchange.exporting import export_model
 from neurokube.networks.exchange.importing import import_model
 from neurokube.networks.exchange.running import predict, probabilities
@@ -449,5 +449,5 @@ def test_commands_import_list_show_and_export(bundle, tmp_path, monkeypatch):
 
 def test_commands_are_known_without_loading_what_they_use():
     heavy = "{'torch', 'bioimageio', 'openvino', 'onnx', 'safetensors'} & set(sys.modules)"
-    code = f"import sys, neurokube.networks.exchange.commands; print({heavy})"
+    code = f"import sys, neurokube.cli_models; print({heavy})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

@@ -16,10 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from .. import __version__
-from ..blocks import Vector
 from ..errors import DataError, UsageError, surroundings
 from .normalization import Normalization
 
@@ -34,12 +42,16 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Shape = tuple[PositiveInt, PositiveInt, PositiveInt]
+Margin = tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]
+
+
 class UNetLevel(_Strict):
     """One resolution of a U-Net, from fine to coarse: features, the kernels of its blocks, the pooling before it."""
 
     features: PositiveInt
-    kernels: tuple[Vector, Vector]
-    pooling: Vector
+    kernels: tuple[Shape, Shape]
+    pooling: Shape
 
 
 class UNetArchitecture(_Strict):
@@ -95,9 +107,9 @@ class Card(_Strict):
         "volume", description="grey values to zero mean and unit deviation: as measured on each volume, or fixed"
     )
     trained_normalization: Normalization | None = Field(None, description="mean over the training volumes")
-    window: Vector = Field(description="voxels (z, y, x) it was trained with")
-    multiple: Vector = Field((1, 1, 1), description="sides of a window are multiples of these")
-    halo: Vector = Field(description="voxels at a window's faces that see too little around them")
+    window: Shape = Field(description="voxels (z, y, x) it was trained with")
+    multiple: Shape = Field((1, 1, 1), description="sides of a window are multiples of these")
+    halo: Margin = Field(description="voxels at a window's faces that see too little around them")
     thresholds: dict[str, float] = Field({}, description="probability from which a label counts, found in validation")
     scores: dict[str, Any] = {}
     training: dict[str, Any] = Field({}, description="data and its licences, settings, the command that made it")
@@ -112,6 +124,8 @@ class Card(_Strict):
             raise ValueError(f"thresholds: {', '.join(unknown)} is no label")
         if any(w % m for w, m in zip(self.window, self.multiple, strict=True)):
             raise ValueError(f"window: {self.window} is no multiple of {self.multiple}")
+        if any(2 * h >= w for h, w in zip(self.halo, self.window, strict=True)):
+            raise ValueError(f"halo: two of {self.halo} leave nothing of a window of {self.window}")
         return self
 
 
@@ -188,10 +202,15 @@ def read_card(folder: Path) -> Card:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: no YAML ({' '.join(str(error).split())[:100]}); get the bundle again") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        raise DataError(f"{path}: {field + ': ' if field else ''}{message}") from None
+        raise DataError(f"{path}: {first_mistake(error)}") from None
+
+
+def first_mistake(error: ValidationError) -> str:
+    """Return what is wrong first, as `field: what`."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{field + ': ' if field else ''}{message}"
 
 
 def write_bundle(folder: Path, card: dict[str, Any], tensors: "dict[str, Tensor]") -> Bundle:
@@ -203,9 +222,16 @@ def write_bundle(folder: Path, card: dict[str, Any], tensors: "dict[str, Tensor]
 
 
 def write_files(folder: Path, card: dict[str, Any], weights: str, data: bytes) -> Bundle:
-    """Write a bundle whose weights are the bytes of a file named `weights`."""
+    """Write a bundle whose weights are the bytes of a file named `weights`.
+
+    Raises:
+        DataError: where the card cannot be.
+    """
+    try:
+        finished = Card.model_validate({**card, "weights": weights, "sha256": hashlib.sha256(data).hexdigest()})
+    except ValidationError as error:
+        raise DataError(first_mistake(error)) from None
     folder.mkdir(parents=True, exist_ok=True)
-    finished = Card.model_validate({**card, "weights": weights, "sha256": hashlib.sha256(data).hexdigest()})
     for name, content in ((weights, data), (CARD, _yaml(finished).encode())):
         part = folder / f".{name}.part"
         part.write_bytes(content)

@@ -66,12 +66,15 @@ def _imported(architecture: PythonArchitecture, bundle: Bundle) -> nn.Module:
             f"{bundle.folder}: needs {architecture.factory}, which cannot be imported ({error}); "
             "install the package that has it"
         ) from None
-    network: Any = factory(**architecture.arguments)
-    if not isinstance(network, nn.Module):
+    # a card is data from anywhere: nothing but a network's own class may be called in its name
+    if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
+        raise DataError(f"{bundle.folder}: {architecture.factory} is not the class of a torch module; name one")
+    try:
+        return factory(**architecture.arguments)
+    except Exception as error:
         raise DataError(
-            f"{bundle.folder}: {architecture.factory} returned {type(network).__name__}, not a torch module"
-        )
-    return network
+            f"{bundle.folder}: {architecture.factory} does not take the card's arguments ({error})"
+        ) from None
 
 
 def _brief(error: Exception) -> str:

@@ -35,7 +35,9 @@ class LabelSource(_Strict):
     """
 
     volume: str | None = None
-    values: tuple[int, ...] | None = Field(None, description="what means the label; without, all but 0")
+    values: tuple[int | str, ...] | None = Field(
+        None, description="ids that mean the label, or names that an imported annotation gave them; without, all but 0"
+    )
     boundaries_of: str | None = Field(None, description="volume of instances whose borders are the label")
     thickness: PositiveFloat = Field(30.0, description="nm, with boundaries_of")
     unlabelled: tuple[int, ...] | None = Field(
@@ -117,7 +119,7 @@ class Training(_Strict):
     steps: PositiveInt = 2000
     interval: PositiveInt = Field(100, description="steps between checkpoints, validations and pictures")
     patience: PositiveInt | None = Field(None, description="intervals without a better score that end the training")
-    learning_rate: PositiveFloat = 3e-3
+    learning_rate: PositiveFloat | None = Field(None, description="at its highest [default: 3e-3, 1e-3 from a model]")
     weight_decay: NonNegativeFloat = 0.01
     average: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.99, description="decay of the average of the weights; 0: none"

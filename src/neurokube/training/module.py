@@ -37,9 +37,11 @@ class SemanticsModule(LightningModule):
         windows: Windows,
         validation: Sequence[Annotated],
         positive_weights: Tensor,
+        learning_rate: float = 3e-3,
     ) -> None:
         super().__init__()
         self.settings = settings
+        self.learning_rate = settings.learning_rate or learning_rate
         self.labels = tuple(labels)
         self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = AveragedModel(
@@ -65,11 +67,9 @@ class SemanticsModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW on one cycle of the learning rate (Smith and Topin, 2019)."""
         settings = self.settings
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.learning_rate, weight_decay=settings.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, settings.learning_rate, total_steps=settings.steps + 1, pct_start=_WARM_UP
+            optimizer, self.learning_rate, total_steps=settings.steps + 1, pct_start=_WARM_UP
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -89,7 +89,7 @@ class SemanticsModule(LightningModule):
             raise NeuroKubeError(
                 f"the loss is {self.last_loss} at step {step} (windows {first} to {first + len(image) - 1}); "
                 "the last good checkpoint is kept: lower learning_rate (now "
-                f"{self.settings.learning_rate:g}) and start again with --from or --overwrite"
+                f"{self.learning_rate:g}) and start again with --from or --overwrite"
             )
         self.log("loss", loss.detach(), prog_bar=False)
         return loss

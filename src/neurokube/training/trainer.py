@@ -34,6 +34,8 @@ from .truth import Annotated, described, load
 
 CHECKPOINTS = "checkpoints"
 _KEPT = 2
+_CONTEXT = (3, 32, 32)
+"""Voxels of the image around a validation volume that the network may look at."""
 
 
 def train(
@@ -67,7 +69,9 @@ def train(
     window = _window(settings, config, voxel_size, origin)
     with progress(quiet=quiet) as bars:
         volumes = _loaded(settings, labels, voxel_size, bars)
-        validation = [load(entry, labels, voxel_size, scratch=settings.scratch) for entry in settings.validation]
+        validation = [
+            load(entry, labels, voxel_size, scratch=settings.scratch, context=_CONTEXT) for entry in settings.validation
+        ]
         windows = Windows(
             volumes,
             len(labels),
@@ -78,7 +82,8 @@ def train(
         )
         network = _network(config, labels, origin)
         rare = _positive_weights(volumes, len(labels), settings.positive_weight)
-        module = SemanticsModule(settings, network, labels, windows, validation, rare)
+        rate = 3e-3 if origin is None else 1e-3
+        module = SemanticsModule(settings, network, labels, windows, validation, rare, rate)
         keeper = _Keeper(folder, settings, bars)
         trainer = _trainer(settings, folder, keeper)
         checkpoint = keeper.newest() if resume else None
@@ -419,5 +424,5 @@ def halo_of(config: UNetConfig, window: Vector) -> Vector:
     What a voxel depends on falls off quickly from it (Luo et al., NeurIPS 2016: the effective receptive field):
     the theoretical field, several times as wide, would leave little of a window.
     """
-    z, y, x = (min(-(-r // 4), w // 6) for r, w in zip(config.receptive_field, window, strict=True))
+    z, y, x = (min(-(-r // 4), (w - 1) // 2) for r, w in zip(config.receptive_field, window, strict=True))
     return z, y, x

@@ -55,9 +55,16 @@ class Annotated:
 
 
 def load(
-    entry: AnnotatedVolume, labels: Sequence[str], voxel_size: Nanometres, *, scratch: str | None = None
+    entry: AnnotatedVolume,
+    labels: Sequence[str],
+    voxel_size: Nanometres,
+    *,
+    scratch: str | None = None,
+    context: Vector = (0, 0, 0),
 ) -> Annotated:
     """Read an annotated volume, resampled to `voxel_size`; into files below `scratch` where one is named.
+
+    `context` is how many voxels of the image (z, y, x) to read around the part that is annotated, unannotated.
 
     Raises:
         DataError: where image and truth do not fit, a truth is empty, or a volume cannot be read.
@@ -68,12 +75,15 @@ def load(
     region = Box.of(image.spec.shape) if entry.region is None else parse_region(entry.region)
     if not image.spec.box.contains(region):
         raise DataError(f"{entry.image}: region {region} is not inside the image {image.spec.box}; choose one that is")
-    resampling = Resampling.between(region.shape, image.spec.voxel_size, voxel_size)
-    places = {name: _Placed(source, image, region) for name, source in entry.truth.items() if name in labels}
-    arrays = _Arrays(resampling.new_shape, _cache_key(entry, labels, voxel_size, image), scratch)
+    wider = region.grow(context).clip(image.spec.box)
+    resampling = Resampling.between(wider.shape, image.spec.voxel_size, voxel_size)
+    places = {
+        name: _Placed(source, image, region, wider.start) for name, source in entry.truth.items() if name in labels
+    }
+    arrays = _Arrays(resampling.new_shape, _cache_key(entry, labels, voxel_size, image, wider), scratch)
     if not arrays.ready:
         for z in range(0, resampling.new_shape[0], _SLAB):
-            _fill(arrays, z, resampling, image.crop(region), labels, places)
+            _fill(arrays, z, resampling, image.crop(wider), labels, places)
         arrays.finish()
     loaded = Annotated(
         entry.image,
@@ -111,7 +121,7 @@ def _fill(
 class _Placed:
     """The truth of one label, read in voxels of the image's region."""
 
-    def __init__(self, source: LabelSource, image: Volume, region: Box) -> None:
+    def __init__(self, source: LabelSource, image: Volume, region: Box, origin: Vector) -> None:
         self._source = source
         self._volume = open_volume(source.path)
         spec, ours = self._volume.spec, image.spec
@@ -126,6 +136,7 @@ class _Placed:
         z, y, x = (round(m) for m in moved)
         self._box = Box.of(spec.shape).shift((z, y, x))  # in voxels of the image
         self._region = region
+        self._origin = origin
         if self._box.clip(region).size == 0:
             raise DataError(
                 f"{source.path}: lies at {self._box} of {image.url}, outside the part that is used ({region}); "
@@ -135,12 +146,13 @@ class _Placed:
         if unlabelled is None:
             unlabelled = (0,) if self._volume.attributes.get("annotation") else ()
         self._unlabelled = unlabelled
+        self._values = None if source.values is None else tuple(self._id(value) for value in source.values)
         self._border: NDArray[np.bool_] | None = None
 
     def read(self, box: Box) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return where the label is, and where that is known, in a box of the region's voxels."""
-        wanted = box.shift(self._region.start)
-        inside = wanted.clip(self._box)
+        """Return where the label is, and where that is known, in a box of voxels counted from the origin."""
+        wanted = box.shift(self._origin)
+        inside = wanted.clip(self._box).clip(self._region)
         positive, known = np.zeros(box.shape, bool), np.zeros(box.shape, bool)
         if inside.size:
             values = self._volume.read(inside.relative_to(self._box.start))
@@ -156,9 +168,18 @@ class _Placed:
                 everything = self._volume.read(Box.of(spec.shape))
                 self._border = borders(everything, spec.voxel_size, self._source.thickness)
             return self._border[box.relative_to(self._box.start).slices]
-        if self._source.values is None:
+        if self._values is None:
             return np.asarray(values != 0)
-        return np.isin(values, self._source.values)
+        return np.isin(values, self._values)
+
+    def _id(self, value: int | str) -> int:
+        if isinstance(value, int):
+            return value
+        names = {str(name): int(number) for number, name in (self._volume.attributes.get("names") or {}).items()}
+        if value not in names:
+            known = ", ".join(names) or "no names"
+            raise DataError(f"{self._source.path}: nothing in it is named '{value}'; it has {known}")
+        return names[value]
 
 
 def borders(labels: NDArray[Any], voxel_size: Nanometres, thickness: float) -> NDArray[np.bool_]:
@@ -200,9 +221,9 @@ def _nm(size: Nanometres) -> str:
     return " x ".join(f"{v:g}" for v in size) + " nm"
 
 
-def _cache_key(entry: AnnotatedVolume, labels: Sequence[str], voxel_size: Nanometres, image: Volume) -> str:
+def _cache_key(entry: AnnotatedVolume, labels: Sequence[str], voxel_size: Nanometres, image: Volume, box: Box) -> str:
     prints = {source.path: open_volume(source.path).fingerprint for source in entry.truth.values()}
-    content = [entry.model_dump(mode="json"), list(labels), list(voxel_size), image.fingerprint, prints]
+    content = [entry.model_dump(mode="json"), list(labels), list(voxel_size), image.fingerprint, prints, str(box)]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..blocks import Box, Vector
-from .volume import Nanometres
+from .volume import COARSE, Nanometres
 
 ALIKE = 0.03
 """Voxel sizes that differ by no more than this share count as the same."""
+_AS_THICK = 1.5
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,14 @@ class Resampling:
 
     @classmethod
     def between(cls, shape: Vector, voxel_size: Nanometres, wanted: Nanometres) -> "Resampling":
-        """Return the resampling of a volume to a voxel size; axes that are `ALIKE` stay as they are."""
+        """Return the resampling of a volume to a voxel size; axes that are `ALIKE` stay as they are.
+
+        So do thick sections of nearly the same thickness: neighbouring ones differ too much to be mixed.
+        """
         z, y, x = (1.0 if abs(w / v - 1) <= ALIKE else w / v for v, w in zip(voxel_size, wanted, strict=True))
+        coarse = all(size[0] / min(size[1:]) >= COARSE for size in (voxel_size, wanted))
+        if coarse and 1 / _AS_THICK <= z <= _AS_THICK:
+            z = 1.0
         return cls(shape, (z, y, x))
 
     @property

@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
-from pydantic import ValidationError
 
 from ...blocks import Vector
 from ...errors import DataError, UsageError, surroundings
@@ -142,11 +141,6 @@ def _tried(folder: Path, card: dict[str, Any], candidate: Candidate, source: str
         bounded = bool(output.min() >= 0 and output.max() <= 1)
         if "output" not in card and bounded:
             return write_files(folder, {**card, "output": "probabilities"}, candidate.weights, candidate.data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        raise DataError(f"{source}: {field + ': ' if field else ''}{message}") from None
     except DataError as error:
         raise DataError(f"{source}: {str(error).replace(f'{folder}/', '')}") from None
     if not bounded and card.get("output", "probabilities") == "probabilities":

@@ -14,7 +14,7 @@ Model = Annotated[str, typer.Argument(help="name, or folder of a bundle", show_d
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
     """List shipped and installed models."""
-    from .tables import models_table, print_models
+    from .networks.exchange.tables import models_table, print_models
 
     rows = models_table()
     if as_json:
@@ -28,8 +28,8 @@ def list_(as_json: AsJson = False) -> None:
 @app.command()
 def show(model: Model, as_json: AsJson = False) -> None:
     """Show the card of a model."""
-    from ..bundle import load_bundle
-    from .tables import describe, print_description
+    from .networks.bundle import load_bundle
+    from .networks.exchange.tables import describe, print_description
 
     description = describe(load_bundle(model))
     if as_json:
@@ -62,8 +62,8 @@ def import_(
     """Import a model, run it on one window, and put it among the installed ones."""
     from pathlib import Path
 
-    from .importing import import_model
-    from .tables import describe
+    from .networks.exchange.importing import import_model
+    from .networks.exchange.tables import describe
 
     given: dict[str, Any] = {
         "labels": None if labels is None else tuple(label.strip() for label in labels.split(",")),
@@ -104,8 +104,8 @@ def export(
     from pathlib import Path
     from typing import cast
 
-    from ..bundle import load_bundle
-    from .exporting import Format, export_model
+    from .networks.bundle import load_bundle
+    from .networks.exchange.exporting import Format, export_model
 
     bundle = load_bundle(model)
     image = None if sample is None else _middle(sample, bundle.card.window)
@@ -118,8 +118,8 @@ def export(
 
 def _middle(volume: str, window: tuple[int, int, int]) -> Any:
     """Return grey values of the middle of a volume, twice a window on each axis or what there is."""
-    from ...blocks import Box
-    from ...volumes import open_volume
+    from .blocks import Box
+    from .volumes import open_volume
 
     opened = open_volume(volume)
     sizes = [min(have, 2 * need) for have, need in zip(opened.spec.shape, window, strict=True)]
@@ -128,7 +128,7 @@ def _middle(volume: str, window: tuple[int, int, int]) -> Any:
 
 
 def _normalization(text: str | None) -> Any:
-    from ..normalization import Normalization
+    from .networks.normalization import Normalization
 
     if text is None or text == "volume":
         return text
@@ -137,7 +137,7 @@ def _normalization(text: str | None) -> Any:
 
 
 def _arguments(text: str | None) -> Any:
-    from ...errors import UsageError
+    from .errors import UsageError
 
     try:
         arguments = json.loads(text or "{}")
@@ -149,7 +149,7 @@ def _arguments(text: str | None) -> Any:
 
 
 def _numbers(text: str | None, option: str, kind: type[int] | type[float], count: int = 3) -> Any:
-    from ...errors import UsageError
+    from .errors import UsageError
 
     if text is None:
         return None
