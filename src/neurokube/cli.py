@@ -158,12 +158,22 @@ def import_(
 def init(
     volume: Annotated[str, typer.Argument(help="imported volume")],
     output: Annotated[str, typer.Option("--output", "-o", help="file to write")] = "workflow.yaml",
+    model: Annotated[
+        str | None, typer.Option(help="name or folder of a model; 'none' for a filter [default: the nearest]")
+    ] = None,
+    modality: Annotated[str | None, typer.Option(help="sstem, sbf-sem or fib-sem: prefer models for it")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a file that is there")] = False,
 ) -> None:
-    """Write a commented workflow that fits a volume."""
+    """Write a commented workflow that fits a volume, with the model that is nearest to it."""
     from .workflow.template import write_workflow
 
-    write_workflow(volume, output, overwrite=overwrite)
+    proposal = write_workflow(volume, output, model=model, modality=modality, overwrite=overwrite)
+    if proposal is None:
+        print("no model: boundaries come from a filter that needs no training")
+    else:
+        print(f"model {proposal.model}")
+        for line in proposal.remarks:
+            print(f"  {line}")
     print(f"{output} is ready: look it over, then 'neurokube run {output}'")
 
 
@@ -410,9 +420,12 @@ def _planned(workflow: str, region: str | None) -> Any:
     box = parse_region(region) if region is not None else None
     loaded = load_workflow(workflow)
     try:
-        return Run.planned(loaded, box)
+        planned = Run.planned(loaded, box)
     except (ConfigurationError, DataError) as error:
         raise type(error)(f"{workflow}: {error}") from None
+    for remark in planned.plan.remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    return planned
 
 
 def _voxels(text: str) -> tuple[int, int, int]:

@@ -214,6 +214,8 @@ class Stage(BaseModel):
     """Fields that may name a file; relative ones count from the workflow file."""
     unkeyed: ClassVar[tuple[str, ...]] = ("block",)
     """Fields that do not change what comes out."""
+    found: ClassVar[tuple[str, ...]] = ()
+    """Fields that planning fills, and nobody sets."""
 
     block: Extent | None = Field(
         None, description="voxels (z, y, x) that one worker takes at a time, rounded up to whole tiles"

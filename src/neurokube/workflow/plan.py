@@ -96,6 +96,11 @@ class Plan:
                 found[entry.name] = entry
         return found
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know before it runs."""
+        return [f"{s.name}: {remark}" for s in self.stages for remark in s.stage.remarks(s.sources)]
+
     def step(self, name: str) -> PlannedStep:
         """Return a step by its name.
 

@@ -2,18 +2,26 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..blocks import Vector
 from ..errors import DataError, UsageError, surroundings
+from ..networks.bundle import find, read_card
+from ..networks.proposal import Proposal, propose
 from ..stages import STAGES, Stage
-from ..volumes import Volume, open_volume
+from ..volumes import Volume, VolumeSpec, open_volume
 
 _CHAIN = ("boundaries", "fragments", "graph", "multicut", "segmentation")
 
 
-def write_workflow(volume_url: str, path: str, *, overwrite: bool = False) -> None:
-    """Write a workflow file for a volume.
+def write_workflow(
+    volume_url: str, path: str, *, model: str | None = None, modality: str | None = None, overwrite: bool = False
+) -> Proposal | None:
+    """Write a workflow file for a volume; return the model that it names, if any.
+
+    Without a `model` the one is taken whose voxel size and modality are nearest, see `networks.proposal`; "none"
+    takes no model but a filter that needs no training.
 
     Raises:
         UsageError: where the file is there already.
@@ -30,17 +38,27 @@ def write_workflow(volume_url: str, path: str, *, overwrite: bool = False) -> No
             f"{volume_url}: holds {spec.kind} of {spec.dtype}{channels}; a workflow starts from an 8-bit image: "
             "name one, or import yours with --to-8bit auto"
         )
-    text = workflow_text(volume, file.absolute().parent)
+    proposal = _proposal(volume.spec, model, modality)
+    text = workflow_text(volume, file.absolute().parent, proposal)
     try:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise surroundings(error, path) or UsageError(
             f"{path}: {error.strerror}; give --output a file in a folder that is there"
         ) from None
+    return proposal
 
 
-def workflow_text(volume: Volume, folder: Path) -> str:
-    """Return the YAML of a workflow that fits the volume and lies in `folder`."""
+def _proposal(spec: VolumeSpec, model: str | None, modality: str | None) -> Proposal | None:
+    if model == "none":
+        return None
+    if model is None:
+        return propose(spec.voxel_size, modality)
+    return Proposal(model, read_card(find(model)), spec.voxel_size)
+
+
+def workflow_text(volume: Volume, folder: Path, proposal: Proposal | None = None) -> str:
+    """Return the YAML of a workflow that fits the volume and lies in `folder`; with a model, where one is proposed."""
     spec = volume.spec
     name = volume.url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zarr")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-") or "volume"
@@ -62,9 +80,18 @@ def workflow_text(volume: Volume, folder: Path) -> str:
         "",
         "stages:",
     ]
-    for kind in _CHAIN:
-        lines += _stage_lines(kind, STAGES[kind])
+    if proposal is None:
+        for kind in _CHAIN:
+            lines += _stage_lines(kind, STAGES[kind], {})
+        return "\n".join(lines) + "\n"
+    lines += [f"  # {line}" for line in proposal.remarks]
+    given = {"semantics": {"model": proposal.model}, "fragments": _MEMBRANES, "graph": _MEMBRANES}
+    for kind in ("semantics", *_CHAIN[1:]):
+        lines += _stage_lines(kind, STAGES[kind], given.get(kind, {}))
     return "\n".join(lines) + "\n"
+
+
+_MEMBRANES = {"boundaries": "semantics.membranes"}
 
 
 def _look(shape: Vector) -> str:
@@ -81,9 +108,12 @@ def _shown(path: Path, folder: Path) -> str:
     return f"./{shown}" if shown.startswith("~") else shown
 
 
-def _stage_lines(kind: str, stage: type[Stage]) -> list[str]:
+def _stage_lines(kind: str, stage: type[Stage], given: Mapping[str, str]) -> list[str]:
     lines = [f"  # {(stage.__doc__ or '').splitlines()[0]}", f"  {kind}:"]
+    lines += [f"    {name}: {json.dumps(value)}" for name, value in given.items()]
     for name, field in stage.model_fields.items():
+        if name in given or name in stage.found:
+            continue
         default = field.default
         value = "null" if default is None else list(default) if isinstance(default, tuple) else default
         text = str(value).lower() if isinstance(value, bool) else value
