@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("bioimage-cpp", "tensorstore", "parsl", "numpy", "neuroglancer", "torch")
+_PACKAGES = ("bioimage-cpp", "tensorstore", "parsl", "numpy", "neuroglancer", "torch", "openvino", "lightning")
 
 
 def examine(folder: str = ".") -> dict[str, Any]:

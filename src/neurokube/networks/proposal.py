@@ -42,7 +42,7 @@ def fits(one: VoxelSize, other: VoxelSize) -> bool:
 
 
 def propose(voxel_size: VoxelSize, modality: str | None = None, label: str = "membranes") -> Proposal | None:
-    """Return the known model that predicts `label` and whose voxel size and modality are nearest; None where none fits."""
+    """Return the known model of `label` whose voxel size and modality are nearest; None where none fits."""
     found = []
     for card, _ in known():
         if label in card.labels and card.channels == 1 and fits(card.voxel_size, voxel_size):
