@@ -110,8 +110,8 @@ class Predictor:
             images = np.concatenate([images, np.zeros((batch - given, *images.shape[1:]), np.float32)])
         try:
             found = self._run(np.ascontiguousarray(images[:, None]))
-        except RuntimeError as error:
-            if "out of memory" in str(error).lower() or "alloc" in str(error).lower():
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in ("out of memory", "alloc")):
                 raise NeuroKubeError(
                     f"out of memory with windows of {self.numerics.window} in batches of {batch}: set a smaller "
                     "'window' or 'network_batch' in the stage, which computes it anew, or free memory and run again"
@@ -169,8 +169,12 @@ class _OpenVino(Predictor):
         else:
             import torch
 
+            # convolving the example takes longer than all the rest; ours may be as small as can be, of any network
+            # else, tracing could keep what follows from the example's shape
+            own = bundle.card.architecture.kind == "unet"
+            example = torch.zeros([1, 1, *bundle.card.multiple] if own else shape)
             with torch.inference_mode():
-                model = ov.convert_model(bundle.network(), example_input=torch.zeros(shape))
+                model = ov.convert_model(bundle.network(), example_input=example)
         model.reshape(shape)
         output = model.output(0).get_node().input_value(0)
         if bundle.card.output == "logits":

@@ -1,7 +1,8 @@
 """Which window suits this machine: found by trying, in a process of its own so that memory can be told.
 
-`python -m neurokube.networks.probe` reads {"model", "sha256", "candidates": [numerics...], "memory"} from standard
-input and prints a line of JSON for each candidate: seconds for a batch and the most memory held so far, in bytes.
+`python -m neurokube.networks.probe` reads {"model", "sha256", "candidates": [{"numerics", "useful"}...], "memory"}
+from standard input and prints a line of JSON for each candidate that it tried: new voxels a second, timed once after
+a warm-up, and the most memory held so far, in bytes.
 """
 
 import json
@@ -21,6 +22,8 @@ from .predictor import Numerics, open_predictor
 
 _WORTH = 1.05
 """A larger window must be this much faster to be taken: it costs memory, and small volumes more waste."""
+_WORSE = 0.9
+"""Larger windows are not tried where one reaches less than this share of the best rate so far."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def choose(model: str, sha256: str, candidates: Sequence[Candidate], memory: flo
     order = {
         "model": model,
         "sha256": sha256,
-        "candidates": [c.numerics.model_dump() for c in candidates],
+        "candidates": [{"numerics": c.numerics.model_dump(), "useful": c.useful} for c in candidates],
         "memory": memory,
     }
     done = subprocess.run(
@@ -61,30 +64,29 @@ def choose(model: str, sha256: str, candidates: Sequence[Candidate], memory: flo
         raise ConfigurationError(f"model: it does not run here: {reason}")
     best, best_rate, peak = None, 0.0, 0.0
     for candidate, result in fitting:
-        rate = prod(candidate.useful) * candidate.numerics.batch / result["seconds"]
-        if best is None or rate > best_rate * _WORTH:
-            best, best_rate, peak = candidate, rate, result["peak"]
+        if best is None or result["rate"] > best_rate * _WORTH:
+            best, best_rate, peak = candidate, result["rate"], result["peak"]
     assert best is not None
     return best, peak
 
 
 def _main() -> None:
     order = json.load(sys.stdin)
+    best = 0.0
     for entry in order["candidates"]:
-        numerics = Numerics.model_validate(entry)
+        numerics = Numerics.model_validate(entry["numerics"])
         predictor = open_predictor(order["model"], order["sha256"], numerics)
         images = np.random.default_rng(0).standard_normal((numerics.batch, *numerics.window), np.float32)
         predictor(images)
-        seconds = []
-        for _ in range(2):
-            started = time.perf_counter()
-            predictor(images)
-            seconds.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        predictor(images)
+        rate = prod(entry["useful"]) * numerics.batch / (time.perf_counter() - started)
         peak = _device_memory(numerics) or peak_memory()
-        print(json.dumps({"seconds": min(seconds), "peak": peak}), flush=True)
+        print(json.dumps({"rate": rate, "peak": peak}), flush=True)
         open_predictor.cache_clear()
-        if peak > order["memory"]:
+        if peak > order["memory"] or rate < best * _WORSE:
             break
+        best = max(best, rate)
 
 
 def _device_memory(numerics: Numerics) -> int:

@@ -38,27 +38,27 @@ class Inference:
     def layers(self, box: Box, read: Read, inside: Inside | None = None) -> Iterator[tuple[Box, NDArray[np.float32]]]:
         """Yield the blended probabilities of a box, layer by layer along z: (part of the box, (label, z, y, x)).
 
-        A window of which everything is 0, or lies outside of what `inside` tells, is 0 without a prediction.
+        What is yielded is overwritten when the next layer is asked for.  A window of which everything is 0, or lies
+        outside of what `inside` tells, is 0 without a prediction.
         """
         rows = self.grid.along(0, box.start[0], box.stop[0])
-        carried: NDArray[np.float32] | None = None
+        if not rows:
+            return
+        layers = [self._layer(row, box) for row in rows]
+        blend = Blend(self.grid, max(layers, key=lambda layer: layer.shape[0]), len(self.labels))
+        blend.box = Box(layers[0].start, layers[0].start)
         with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self._source, rows[0], box, read, inside) if rows else None
-            for row in rows:
-                assert ahead is not None
+            ahead = reader.submit(self._source, rows[0], box, read, inside)
+            for row, layer, following in zip(rows, layers, [*layers[1:], None], strict=True):
                 source = ahead.result()
-                if row + 1 in rows:
+                if following is not None:
                     ahead = reader.submit(self._source, row + 1, box, read, inside)
-                blend = Blend(self.grid, self._layer(row, box), len(self.labels))
-                if carried is not None:
-                    blend.sum[:, : carried.shape[1]] = carried
-                self._predict(row, box, source, blend)
+                _advance(blend, layer)
+                self._predict(row, source, blend)
                 # what the next layer of windows does not touch is final
-                start, stop = blend.box.start[0], blend.box.stop[0]
-                final = stop if row + 1 not in rows else max(start, min(stop, self.grid.span(0, row + 1)[0]))
-                part = Box((start, *box.start[1:]), (final, *box.stop[1:]))
-                carried = blend.sum[:, final - start :]
-                yield part, blend.sum[:, : final - start]
+                final = layer.stop[0] if following is None else following.start[0]
+                part = Box(layer.start, (final, *layer.stop[1:]))
+                yield part, blend.sum[:, : part.shape[0]]
 
     def predict(self, box: Box, read: Read) -> NDArray[np.uint8]:
         """Return the probabilities of a whole box as 0 to 255, (label, z, y, x)."""
@@ -70,7 +70,7 @@ class Inference:
         return len(self.grid)
 
     def _layer(self, row: int, box: Box) -> Box:
-        """Return the part of the box that the windows of a row along z contribute to, and no row before finished."""
+        """Return the part of the box that the windows of a row along z contribute to; the rows before end in it."""
         start, stop = self.grid.span(0, row)
         return Box((max(start, box.start[0]), *box.start[1:]), (min(stop, box.stop[0]), *box.stop[1:]))
 
@@ -92,9 +92,9 @@ class Inference:
             present = None if present is None else np.pad(present, pad)
         return _Slab(wanted, image, present)
 
-    def _predict(self, row: int, box: Box, source: "_Slab", blend: Blend) -> None:
+    def _predict(self, row: int, source: "_Slab", blend: Blend) -> None:
         """Predict the windows of a row and add them in the order of their numbers."""
-        layer = blend.box if blend.box.size else box
+        layer = blend.box
         waiting: list[tuple[int, NDArray[np.uint8]]] = []
         ny, nx = len(self.grid.starts[1]), len(self.grid.starts[2])
         for y in self.grid.along(1, layer.start[1], layer.stop[1]):
@@ -125,6 +125,15 @@ class Inference:
             mean /= np.float32(len(self.permutations))
         for (index, _), values in zip(windows, mean, strict=True):
             blend.add(index, values)
+
+
+def _advance(blend: Blend, layer: Box) -> None:
+    """Move a blend along z, with what the rows of windows before left of the layer's first sections."""
+    moved = layer.start[0] - blend.box.start[0]
+    kept = blend.box.stop[0] - layer.start[0]
+    blend.sum[:, :kept] = blend.sum[:, moved : moved + kept]
+    blend.sum[:, kept:] = 0
+    blend.box = layer
 
 
 @dataclass(frozen=True)
@@ -167,10 +176,11 @@ class Writer:
             self._last = None
 
 
-def recomputation(grid: WindowGrid, boxes: Sequence[Box]) -> float:
-    """Return how many windows blocks of these voxels compute for each window there is."""
-    computed = sum(prod(len(grid.along(axis, box.start[axis], box.stop[axis])) for axis in range(3)) for box in boxes)
-    return computed / len(grid)
+def recomputation(grid: WindowGrid, cuts: Sequence[Sequence[tuple[int, int]]]) -> float:
+    """Return how many windows blocks compute for each there is; `cuts` are their spans along z, y and x."""
+    return prod(
+        sum(len(grid.along(axis, *span)) for span in spans) / len(grid.starts[axis]) for axis, spans in enumerate(cuts)
+    )
 
 
 def _sum(a: Sequence[int], b: Vector) -> Vector:

@@ -4,9 +4,11 @@ The network sees windows of one global grid, in voxels of the size it was traine
 voxel size is resampled on the way in and the probabilities on the way out.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from itertools import product
 from math import prod, sqrt
 from typing import Annotated, Any, ClassVar, Self
 
@@ -14,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-from ..blocks import Box, Vector, WindowGrid
+from ..blocks import Blocks, Box, Vector, WindowGrid
 from ..errors import ConfigurationError
 from ..evaluation.curves import quantized
 from ..networks import Card, Normalization, load_bundle
 from ..networks.bundle import Bundle, find, read_card
 from ..networks.permutations import permutations
 from ..networks.predictor import Backend, Numerics, Precision, fastest, open_predictor, software
+from ..networks.proposal import fits
 from ..volumes import VolumeSpec
 from ..volumes.resampling import Resampling
 from .base import (
@@ -38,10 +41,16 @@ from .base import (
     pyramid_steps,
     same_grid,
 )
-from .inference import Inference, Writer
+from .inference import Inference, Writer, recomputation
 
-_FARTHEST = 3.0
-"""A model is not used on voxels that differ from its own by more than this factor."""
+_WASTE = 1.25
+"""Blocks are made so large that at most this many windows are computed for each there is, where memory allows."""
+_DEEP = (1, 2, 4, 8, 16)
+"""Layers of cells that a block may have; they come one after the other, so memory does not limit them."""
+_BARE = 2**30
+"""Bytes of a worker's own memory that a network on a GPU takes."""
+_DECISIVE = {"architecture", "channels", "labels", "output", "voxel_size", "normalization"}
+"""What a card says that decides the output, beside the weights."""
 Overlap = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 
 
@@ -51,6 +60,7 @@ class Settled(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sha256: str
+    card: str = Field(description="digest of what the card says that decides the output")
     numerics: Numerics
     stride: Vector
     halo: Vector
@@ -65,6 +75,7 @@ class Semantics(TiledStage):
     version: ClassVar[int] = 1
     roles: ClassVar[tuple[str, ...]] = ("image", "mask")
     files: ClassVar[tuple[str, ...]] = ("model",)
+    found: ClassVar[tuple[str, ...]] = ("settled",)
     unkeyed: ClassVar[tuple[str, ...]] = ("block", "memory", "model")
 
     image: str = Field("image", description="the image volume")
@@ -93,20 +104,23 @@ class Semantics(TiledStage):
 
     def settle(self, sources: Mapping[str, Source], before: Stage | None) -> Self:
         """Return the stage with window, batch, backend and dtype fixed: as before where nothing changed, else tried."""
-        sha256 = self.bundle.card.sha256
-        if isinstance(before, Semantics) and before.settled and self._same(before) and before.settled.sha256 == sha256:
-            backend = before.settled.numerics.backend
-            if before.settled.software == software(backend):
-                return self.model_copy(update={"settled": before.settled})
         self._check(sources)
-        return self.model_copy(update={"settled": _settled(self, sources["image"].spec)})
+        found = before.settled if isinstance(before, Semantics) and self._same(before) else None
+        if found is None or not self._fits(found) or found.software != software(found.numerics.backend):
+            found = _settled(self, sources["image"].spec)
+        return self.model_copy(update={"settled": found})
 
     def _same(self, before: "Semantics") -> bool:
         return self == before.model_copy(update={"settled": self.settled, "memory": self.memory, "block": self.block})
 
+    def _fits(self, settled: Settled) -> bool:
+        return (settled.sha256, settled.card) == (self.bundle.card.sha256, _digest(self.card))
+
     def check_worker(self) -> None:
         """Check that this process computes what was planned."""
         assert self.settled is not None
+        if not self._fits(self.settled):
+            raise ConfigurationError(f"{self.bundle.folder}: the model changed since the run was planned; run again")
         here = software(self.settled.numerics.backend)
         if here != self.settled.software:
             raise ConfigurationError(
@@ -137,7 +151,7 @@ class Semantics(TiledStage):
             statistics = TableOutput("statistics", SINGLE)
             steps.append(Step("statistics", SINGLE, (Target(statistics),), _measure))
         pass_ = _Pass(self, image, outputs)
-        block = self._block(outputs[0], len(names))
+        block = self._block(outputs[0], image)
         steps.append(Step("semantics", outputs[0].grid(), tuple(Target(o) for o in outputs), pass_.compute, block))
         return [*steps, *pyramid_steps(*outputs)]
 
@@ -154,21 +168,18 @@ class Semantics(TiledStage):
             )
         if unknown := [name for name in self.labels or () if name not in card.labels]:
             raise ConfigurationError(f"labels: {self.model} has no {unknown[0]}; it has {', '.join(card.labels)}")
-        for ours, theirs in zip(image.voxel_size, card.voxel_size, strict=True):
-            if max(ours / theirs, theirs / ours) > _FARTHEST:
-                raise ConfigurationError(
-                    f"model: {self.model} is for voxels of {_nm(card.voxel_size)}, the image has "
-                    f"{_nm(image.voxel_size)}: too far apart to resample; use or train another model"
-                )
-        choices = permutations(card.voxel_size, self._window())
+        if not fits(card.voxel_size, image.voxel_size):
+            raise ConfigurationError(
+                f"model: {self.model} is for voxels of {_nm(card.voxel_size)}, the image has "
+                f"{_nm(image.voxel_size)}: too far apart to resample; use or train another model"
+            )
+        # windows that are not asked for are square
+        choices = permutations(card.voxel_size, self.window or (1, 1, 1))
         if self.permutations > len(choices):
             raise ConfigurationError(
                 f"permutations: {self.permutations}, but voxels and windows allow {len(choices)}; "
                 "square windows allow 16 where pixels are square"
             )
-
-    def _window(self) -> Vector:
-        return self.settled.numerics.window if self.settled else self.window or self.card.window
 
     def _resampling(self, image: VolumeSpec) -> Resampling:
         return Resampling.between(image.shape, image.voxel_size, self.card.voxel_size)
@@ -179,16 +190,49 @@ class Semantics(TiledStage):
         shape = self._resampling(image).new_shape
         return WindowGrid(shape, self.settled.numerics.window, self.settled.stride, self.settled.halo)
 
-    def _block(self, output: VolumeOutput, labels: int) -> Vector:
-        """Return the voxels of a block that the memory allows: wide, for few windows to be computed twice."""
+    def _block(self, output: VolumeOutput, image: VolumeSpec) -> Vector:
+        """Return the smallest block that computes few windows twice, or the best of those that memory allows."""
         assert self.settled is not None
-        depth = self.settled.numerics.window[0]
-        on_host = self.settled.peak if self.settled.numerics.backend != "cuda" else 2**30
-        spare = max(self.memory * 2**30 - on_host, 2**28)
-        # floats of a layer of windows and of the one before, bytes of two layers of cells, the image ahead
-        column = labels * (8 * depth + 3 * output.cell[0]) + 8 * depth
-        cells = max(1, int(sqrt(spare / column / prod(output.cell[1:]))))
-        return output.cell[0], cells * output.cell[1], cells * output.cell[2]
+        # where nothing was tried half is left to the network
+        held = self.settled.peak or self.memory * 2**29
+        spare = self.memory * 2**30 - (held if self.settled.numerics.backend != "cuda" else _BARE)
+        column = self.column(output.cell[0], image, self.settled.numerics.window[0])
+        counts = output.grid().counts
+        widest = min(int(sqrt(max(spare, 0) / column / prod(output.cell[1:]))), max(counts[1:]))
+        choices = product([d for d in _DEEP if d < 2 * counts[0]], range(1, max(1, widest) + 1))
+        sizes = sorted(((deep, wide, wide) for deep, wide in choices), key=prod)
+        blocks = [Blocks(output.grid(), size).box(0).shape for size in sizes]
+        wastes = [self.recomputation(image, block) for block in blocks]
+        return next((b for b, w in zip(blocks, wastes, strict=True) if w <= _WASTE), blocks[int(np.argmin(wastes))])
+
+    def recomputation(self, image: VolumeSpec, block: Vector) -> float:
+        """Return how many windows blocks of these voxels compute for each window there is."""
+        back = self._resampling(image).inverse
+        cuts = [
+            [back.span(axis, start, min(start + side, length)) for start in range(0, length, side)]
+            for axis, (length, side) in enumerate(zip(image.shape, block, strict=True))
+        ]
+        return recomputation(self.grid(image), cuts)
+
+    def column(self, depth: int, image: VolumeSpec, window: int) -> float:
+        """Return the bytes that a block holds for each voxel (y, x) of its face, `depth` the sections of a cell."""
+        labels = len(self.labels or self.card.labels)
+        resampling = self._resampling(image)
+        # layers of cells being filled and written, and an encoded copy
+        cells = 3 * labels * depth
+        # the sum, the image of the windows at hand and of those ahead, each with a mask
+        windows = (4 * labels + 4) * window
+        if resampling.is_identity:
+            return cells + windows
+        _, y, x = resampling.scale
+        # more probabilities, and floats on the way in and out
+        return (
+            cells + (windows + 8 * labels * (depth / resampling.scale[0] + window) + 16 * window) / (y * x) + 16 * depth
+        )
+
+
+def _digest(card: Card) -> str:
+    return hashlib.sha256(card.model_dump_json(include=_DECISIVE).encode()).hexdigest()[:16]
 
 
 def _settled(stage: Semantics, image: VolumeSpec) -> Settled:
@@ -208,10 +252,13 @@ def _settled(stage: Semantics, image: VolumeSpec) -> Settled:
     peak = 0.0
     chosen = candidates[0]
     if len(candidates) > 1:
-        chosen, peak = choose(stage.model, card.sha256, candidates, stage.memory * 2**30)
+        cell = stage.output("", image).cell
+        smallest = stage.column(cell[0], image, max(c.numerics.window[0] for c in candidates)) * prod(cell[1:])
+        chosen, peak = choose(stage.model, card.sha256, candidates, stage.memory * 2**30 - smallest)
     _, stride, halo = found[candidates.index(chosen)]
     return Settled(
         sha256=card.sha256,
+        card=_digest(card),
         numerics=chosen.numerics,
         stride=stride,
         halo=halo,
@@ -303,37 +350,48 @@ class _Pass:
             writer.wait()
 
     def _store(self, box: Box, values: NDArray[np.uint8], data: Data) -> None:
-        if data.has("mask"):
-            values = values * (data.volume("mask").read(box) != 0)
+        outside = data.volume("mask").read(box) == 0 if data.has("mask") else None
         for output, channel in zip(self._outputs, values, strict=True):
+            if outside is not None:
+                channel[outside] = 0
             data.write(output.name, box, channel)
 
     def _layers(self, inference: Inference, box: Box, data: Data) -> Iterator[tuple[Box, NDArray[np.uint8]]]:
         """Yield finished layers of cells of a block."""
-        depth = self._outputs[0].cell[0]
+        finished = iter(self._cells(box))
+        layer, values = box, np.empty((len(inference.labels), 0, *box.shape[1:]), np.uint8)
         z = box.start[0]
-        layer = np.empty((0, 0, 0, 0), np.uint8)
-        for part, probabilities in inference.layers(box, self._read(data), self._inside(data)):
-            values = quantized(probabilities)
-            for k in range(part.shape[0]):
-                if (part.start[0] + k - z) % depth == 0:
-                    rows = min(depth, box.stop[0] - part.start[0] - k)
-                    layer = np.empty((len(values), rows, *box.shape[1:]), np.uint8)
-                row = (part.start[0] + k - z) % depth
-                layer[:, row] = values[:, k]
-                if row == layer.shape[1] - 1:
-                    top = part.start[0] + k + 1
-                    yield Box((top - layer.shape[1], *box.start[1:]), (top, *box.stop[1:])), layer
+        for _, probabilities in inference.layers(box, self._read(data), self._inside(data)):
+            # section by section, which stay in the processor's cache
+            for section in range(probabilities.shape[1]):
+                if z == box.start[0] or z == layer.stop[0]:
+                    layer = next(finished)
+                    values = np.empty((len(inference.labels), *layer.shape), np.uint8)
+                for label, own in enumerate(probabilities[:, section]):
+                    values[label, z - layer.start[0]] = quantized(own)
+                z += 1
+                if z == layer.stop[0]:
+                    yield layer, values
 
     def _resampled(self, inference: Inference, box: Box, data: Data) -> Iterator[tuple[Box, NDArray[np.uint8]]]:
         """Yield finished layers of cells, predicted in the model's voxels."""
         back = self._to_model.inverse
-        depth = self._outputs[0].cell[0]
-        for z in range(box.start[0], box.stop[0], depth):
-            layer = Box((z, *box.start[1:]), (min(z + depth, box.stop[0]), *box.stop[1:]))
-            needed = back.needed(layer)
-            parts = [values for _, values in inference.layers(needed, self._read(data), self._inside(data))]
-            yield layer, quantized(back.linear(np.concatenate(parts, 1), layer))
+        cells = self._cells(box)
+        whole = back.needed(box)
+        held = np.empty((len(inference.labels), 0, *whole.shape[1:]), np.float32)
+        top = whole.start[0]
+        for part, probabilities in inference.layers(whole, self._read(data), self._inside(data)):
+            held = np.concatenate([held, probabilities], 1)
+            while cells and (needed := back.needed(cells[0])).stop[0] <= part.stop[0]:
+                held, top = held[:, needed.start[0] - top :], needed.start[0]
+                own = held[:, : needed.shape[0]]
+                yield cells[0], np.stack([quantized(back.linear(label, cells[0])) for label in own])
+                del cells[0]
+
+    def _cells(self, box: Box) -> list[Box]:
+        """Return the layers of cells of a block."""
+        depth, (start, *low), (stop, *high) = self._outputs[0].cell[0], box.start, box.stop
+        return [Box((z, low[0], low[1]), (min(z + depth, stop), high[0], high[1])) for z in range(start, stop, depth)]
 
     def _read(self, data: Data) -> Any:
         volume, to_model = data.volume("image"), self._to_model
@@ -352,7 +410,9 @@ class _Pass:
         volume, to_model = data.volume("mask"), self._to_model
 
         def inside(box: Box) -> NDArray[np.bool_]:
-            return np.asarray(to_model.nearest(volume.read(to_model.needed(box)), box) != 0)
+            wanted = (volume.read(to_model.needed(box)) != 0).astype(np.float32)
+            # all from which a wanted voxel is made on the way back, be it ever so thin
+            return to_model.linear(wanted, box) > 0
 
         return inside
 

@@ -57,9 +57,19 @@ class Resampling:
 
     def needed(self, box: Box) -> Box:
         """Return the old voxels from which a box of new ones is made."""
-        spans = [_span(*args) for args in zip(box.start, box.stop, self.scale, self.shape, strict=True)]
+        spans = [self.span(axis, a, b) for axis, (a, b) in enumerate(zip(box.start, box.stop, strict=True))]
         (z0, z1), (y0, y1), (x0, x1) = spans
         return Box((z0, y0, x0), (z1, y1, x1))
+
+    def span(self, axis: int, start: int, stop: int) -> tuple[int, int]:
+        """Return from which old voxels to which those from `start` to `stop` along an axis are made."""
+        scale, length = self.scale[axis], self.shape[axis]
+        if scale == 1:
+            return start, stop
+        reach = max(1.0, scale)
+        low = floor((start + 0.5) * scale - 0.5 - reach)
+        high = ceil((stop - 0.5) * scale - 0.5 + reach) + 1
+        return min(max(low, 0), length - 1), max(1, min(high, length))
 
     def linear(self, values: NDArray[np.float32], box: Box) -> NDArray[np.float32]:
         """Return a box of new voxels from the old ones it needs, both ([c,] z, y, x), float32."""
@@ -79,15 +89,6 @@ class Resampling:
             old = np.clip(np.floor(middle).astype(np.int64), 0, self.shape[axis] - 1)
             values = values.take(old - source.start[axis], values.ndim - 3 + axis)
         return values
-
-
-def _span(start: int, stop: int, scale: float, length: int) -> tuple[int, int]:
-    if scale == 1:
-        return start, stop
-    reach = max(1.0, scale)
-    low = floor((start + 0.5) * scale - 0.5 - reach)
-    high = ceil((stop - 0.5) * scale - 0.5 + reach) + 1
-    return min(max(low, 0), length - 1), max(1, min(high, length))
 
 
 def _along(
