@@ -36,7 +36,7 @@ class _Model:
     name: str
     bundle: Bundle
     labels: tuple[str, ...]
-    """Those that are scored, in the order of the truth."""
+    """Those that are scored, in the order of the card."""
     validation: Curves = field(default_factory=dict)
     test: Curves = field(default_factory=dict)
     seconds: float = 0.0
@@ -134,7 +134,7 @@ def _loaded(entry: AnnotatedVolume, labels: Sequence[str]) -> Annotated:
 def _contenders(bundles: Mapping[str, Bundle], labels: Sequence[str], truth: str) -> list[_Model]:
     contenders = []
     for name, bundle in bundles.items():
-        shared = tuple(label for label in labels if label in bundle.card.labels)
+        shared = tuple(label for label in bundle.card.labels if label in labels)
         if not shared:
             raise ConfigurationError(
                 f"{name}: predicts {', '.join(bundle.card.labels)}, but {truth} has the truth of "
@@ -158,7 +158,7 @@ def _fitting(contenders: Sequence[_Model], file: TruthFile, permutations: int) -
                 raise type(error)(f"{model.name} on {url}: {error}") from None
             remarks += [f"{model.name}: {remark}" for remark in stage.remarks(sources(image))]
             if url in trained:
-                remarks.append(f"{model.name} was trained on a part of {url}: be sure that it is none of the test's")
+                remarks.append(f"{model.name} was trained on a part of {url}: be sure that nothing of it is tested")
     return list(dict.fromkeys(remarks))
 
 
@@ -213,9 +213,9 @@ def _report(
     labels = tuple(survey.sections)
     missing = [label for label in file.labels if label not in labels]
     remarks += [f"the test volumes have no voxel of '{label}': it is not scored" for label in missing]
-    if len({model.labels for model in contenders}) > 1:
+    if len({frozenset(model.labels) for model in contenders}) > 1:
         remarks.append("the models have different labels: a mean is over those that a model has")
-    scored = [_scored(model, bool(file.validation), remarks) for model in contenders]
+    scored = [_scored(model, labels, bool(file.validation), remarks) for model in contenders]
     best, best_from = _best(scored, bool(file.validation), remarks)
     return ModelsReport(
         folder=folder,
@@ -230,9 +230,9 @@ def _report(
     )
 
 
-def _scored(model: _Model, has_validation: bool, remarks: list[str]) -> ModelScores:
+def _scored(model: _Model, labels: Sequence[str], has_validation: bool, remarks: list[str]) -> ModelScores:
     scores = {}
-    for label in model.labels:
+    for label in (label for label in labels if label in model.labels):
         level, origin = _threshold(model, label)
         scores[label] = Score(model.test[label], level, origin)
         if origin == "default":

@@ -94,8 +94,11 @@ def _parts(stage: Semantics, image: Volume, box: Box, labels: Sequence[str]) -> 
     back = to_model.inverse
     for z in range(box.start[0], box.stop[0], _SLAB):
         slab = Box((z, *box.start[1:]), (min(z + _SLAB, box.stop[0]), *box.stop[1:]))
-        layers = [values for _, values in inference.layers(back.needed(slab), _resampled(image, to_model))]
-        yield slab, quantized(back.linear(np.concatenate(layers, 1), slab))
+        needed = back.needed(slab)
+        held = np.empty((len(labels), *needed.shape), np.float32)
+        for part, probabilities in inference.layers(needed, _resampled(image, to_model)):
+            held[(slice(None), *part.relative_to(needed.start).slices)] = probabilities
+        yield slab, quantized(back.linear(held, slab))
 
 
 def _resampled(image: Volume, to_model: Resampling) -> Read:
