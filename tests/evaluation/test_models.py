@@ -4,7 +4,9 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,19 @@ import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from neurokube.blocks import Box
+from neurokube.cli import app
 from neurokube.engines import InProcess
 from neurokube.errors import ConfigurationError, DataError, NeuroKubeError, UsageError
 from neurokube.evaluation.models import evaluate_models, predict_volume, print_models
 from neurokube.evaluation.models.prediction import stage_for
-from neurokube.networks import load_bundle, write_bundle
+from neurokube.evaluation.models.sections import section_of
+from neurokube.networks import Normalization, load_bundle, write_bundle
 from neurokube.networks.bundle import find, write_files
 from neurokube.networks.unet import UNet, UNetConfig
+from neurokube.training.truth import Annotated
 from neurokube.volumes import VolumeSpec, create, open_volume
 from neurokube.workflow import Run, execute, parse_workflow
 
@@ -52,9 +58,14 @@ class Grey(torch.nn.Module):
         return torch.cat([grey, 1 - grey, torch.frac(grey * 997)], 1)[:, : self.labels]
 
 
+@cache
+def torchscript(labels: int) -> bytes:
+    file = BytesIO()
+    torch.jit.save(torch.jit.trace(Grey(labels), torch.zeros(1, 1, 8, 24, 24)), file)
+    return file.getvalue()
+
+
 def grey_model(folder: Path, labels: tuple[str, ...] = ("bright", "dark"), **fields: Any) -> str:
-    traced = torch.jit.trace(Grey(len(labels)), torch.zeros(1, 1, 8, 24, 24))
-    traced.save(folder.with_suffix(".pt"))
     card = {
         "name": folder.name,
         "architecture": {"kind": "torchscript"},
@@ -65,7 +76,7 @@ def grey_model(folder: Path, labels: tuple[str, ...] = ("bright", "dark"), **fie
         "window": (8, 24, 24),
         "halo": (1, 2, 2),
     }
-    write_files(folder, {**card, **fields}, "model.pt", folder.with_suffix(".pt").read_bytes())
+    write_files(folder, {**card, **fields}, "model.pt", torchscript(len(labels)))
     return str(folder)
 
 
@@ -285,6 +296,19 @@ def test_models_of_one_name_are_told_apart(bench):
     assert [model.name for model in bench.evaluate(*models).models] == models
 
 
+def test_a_rare_label_is_shown_in_the_middle_of_its_picture():
+    bits = np.zeros((3, 700, 900), np.uint32)
+    bits[1, 300:310, 500:510] = 2
+    bits[2, 300:305, 100:105] = 2
+    grey = np.zeros(bits.shape, np.uint8)
+    volume = Annotated("image", grey, bits, np.full_like(bits, 3), Normalization(mean=0, deviation=1), SIZE, 1.0)
+    section = section_of(volume, "synapse", np.uint32(2), 0, 10)
+    assert section.caption == "section 11 of image"
+    assert section.positive.sum() == 100
+    np.testing.assert_allclose(np.argwhere(section.positive).mean(0), np.array(section.positive.shape) / 2, atol=2)
+    assert section_of(volume, "nothing", np.uint32(1), 0, 10) is None
+
+
 class _Page(HTMLParser):
     """Counts the tags of a page and keeps what it loads."""
 
@@ -332,6 +356,13 @@ def test_files_hold_the_numbers_of_the_report(bench, model):
         rows = list(csv.DictReader(file))
     assert [(row["model"], row["label"]) for row in rows] == [("grey", "bright"), ("grey", "dark")]
     assert float(rows[0]["f1"]) == report.models[0].scores["bright"].f1
+
+
+def test_the_command_prints_what_the_file_holds(bench, model):
+    truth = bench.truth(test=[entry(TEST)], validation=[entry(VALIDATION)])
+    folder = bench.folder / "report"
+    done = CliRunner().invoke(app, ["evaluate", truth, "--models", model, "-o", str(folder), "--json", "--quiet"])
+    assert json.loads(done.stdout) == json.loads((folder / "evaluation.json").read_text())
 
 
 def test_training_on_a_tested_image_is_remarked(bench):

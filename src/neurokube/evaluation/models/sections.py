@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
+from scipy.ndimage import gaussian_filter
 
 from ...training.truth import Annotated
 
@@ -14,7 +14,7 @@ _SIDE = 384
 
 @dataclass
 class Section:
-    """The part of one section, arrays (y, x), with the most voxels of a label around it; predictions by model."""
+    """The part of one section, arrays (y, x), where a label is densest, with what models predict there."""
 
     label: str
     volume: int
@@ -60,7 +60,8 @@ def section_of(volume: Annotated, label: str, bit: np.uint32, number: int, first
 
 def _densest(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
     size = [min(_SIDE, n) for n in mask.shape]
-    density = uniform_filter(mask.astype(np.float32), size, mode="constant")
+    # smooth, so that a single spot comes to lie in the middle
+    density = gaussian_filter(mask.astype(np.float32), _SIDE / 4, mode="constant")
     middle = np.unravel_index(int(density.argmax()), mask.shape)
     y, x = (min(max(0, int(m) - s // 2), n - s) for m, s, n in zip(middle, size, mask.shape, strict=True))
     return slice(y, y + size[0]), slice(x, x + size[1])
