@@ -1,5 +1,7 @@
 """The training file: what to learn from, and how."""
 
+import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -40,6 +42,9 @@ class LabelSource(_Strict):
     )
     boundaries_of: str | None = Field(None, description="volume of instances whose borders are the label")
     thickness: PositiveFloat = Field(30.0, description="nm, with boundaries_of")
+    smallest: Annotated[int, Field(ge=0)] = Field(
+        0, description="with boundaries_of: instances of fewer voxels are noise, and belong to what is nearest"
+    )
     unlabelled: tuple[int, ...] | None = Field(
         None, description="values of voxels that nobody annotated [default: 0 in imported annotations, else none]"
     )
@@ -189,13 +194,22 @@ def parse_training(document: dict[str, Any], *, where: str, folder: Path | None 
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        if first["type"] == "extra_forbidden":
+            message = f"unknown field{_suggestion(str(first['loc'][-1]))}"
         raise ConfigurationError(f"{where}: {field + ': ' if field else ''}{message}") from None
     return training if folder is None else _placed(training, folder)
 
 
+def _suggestion(word: str) -> str:
+    known = {name for part in (Training, AnnotatedVolume, LabelSource, Augmentation) for name in part.model_fields}
+    close = get_close_matches(word, sorted(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else "; docs/training.md lists them"
+
+
 def _placed(training: Training, folder: Path) -> Training:
     def place(path: str) -> str:
-        return path if "://" in path else str((folder / Path(path).expanduser()).absolute())
+        # stores take no '..' in a path
+        return path if "://" in path else os.path.normpath((folder / Path(path).expanduser()).absolute())
 
     def placed(volume: AnnotatedVolume) -> AnnotatedVolume:
         truth = {
@@ -209,6 +223,7 @@ def _placed(training: Training, folder: Path) -> Training:
     return training.model_copy(
         update={
             "workspace": place(training.workspace),
+            "scratch": None if training.scratch is None else place(training.scratch),
             "volumes": tuple(placed(v) for v in training.volumes),
             "validation": tuple(placed(v) for v in training.validation),
         }

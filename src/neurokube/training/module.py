@@ -23,6 +23,10 @@ from .truth import Annotated
 _WARM_UP = 0.1
 
 
+class Diverged(NeuroKubeError):
+    """The loss or the weights are no numbers any more: where that was noticed."""
+
+
 class SemanticsModule(LightningModule):
     """Trains a U-Net on windows; each epoch is one interval between checkpoints.
 
@@ -53,6 +57,8 @@ class SemanticsModule(LightningModule):
         self.windows = windows
         self.annotated = validation
         self.curves: list[Curve] = []
+        self.section = np.zeros((len(self.labels), 0, 0), np.uint8)
+        """What was last predicted of the middle section of the first validation volume, (labels, y, x)."""
         self.score = float("nan")
         self.last_loss = float("nan")
 
@@ -77,19 +83,17 @@ class SemanticsModule(LightningModule):
         """Return the loss of a batch.
 
         Raises:
-            NeuroKubeError: where it is no number.
+            Diverged: where it is no number.
         """
         image, truth, known = batch
         logits = self.network(image.contiguous(memory_format=torch.channels_last_3d))
         loss: Tensor = self.loss(logits.float(), truth, known)
         self.last_loss = float(loss.detach())
-        if not np.isfinite(self.last_loss):
-            step = self.global_step
-            first = self.windows.first + index * self.settings.batch
-            raise NeuroKubeError(
-                f"the loss is {self.last_loss} at step {step} (windows {first} to {first + len(image) - 1}); "
-                "the last good checkpoint is kept: lower learning_rate (now "
-                f"{self.learning_rate:g}) and start again with --from or --overwrite"
+        if self.trainer.is_global_zero and not np.isfinite(self.last_loss):
+            together = self.settings.batch * self.trainer.world_size
+            first = self.windows.first + index * together
+            raise Diverged(
+                f"the loss is {self.last_loss} at step {self.global_step} (windows {first} to {first + together - 1})"
             )
         self.log("loss", loss.detach(), prog_bar=False)
         return loss
@@ -108,6 +112,15 @@ class SemanticsModule(LightningModule):
         """The network to keep: the average, where one is taken."""
         return cast(UNet, self.average.module if self.settings.average else self.network)
 
+    def check_weights(self) -> None:
+        """Make sure that what is to be kept can be used: the last step may have spoilt it after its loss was taken.
+
+        Raises:
+            Diverged: where a weight is no number.
+        """
+        if not all(bool(tensor.isfinite().all()) for tensor in self.network.state_dict().values()):
+            raise Diverged(f"the weights are no numbers after step {self.global_step}")
+
     def validate_now(self) -> float | None:
         """Predict the validation volumes, keep the curves, return the mean over labels of the best F1."""
         if not self.annotated:
@@ -115,6 +128,8 @@ class SemanticsModule(LightningModule):
         curves = [Curve.empty() for _ in self.labels]
         for volume in self.annotated:
             predicted = self.predict(volume)
+            if volume is self.annotated[0]:
+                self.section = predicted[:, volume.middle].copy()
             for k in range(len(self.labels)):
                 bit = np.uint32(1 << k)
                 curves[k] = curves[k].plus(predicted[k], volume.positive & bit, volume.known & bit)

@@ -1,4 +1,4 @@
-"""A picture of what the network makes of the validation volume, or of a training window, as it learns."""
+"""A picture of what the network makes of the validation volume as it learns."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,20 +4,23 @@ import hashlib
 import json
 import os
 import shutil
+import signal
+import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import Progress, TaskID
 
 from ..allocator import keep_freed
 from ..blocks import Vector
-from ..errors import ConfigurationError, DataError, Drained, UsageError, surroundings
+from ..errors import ConfigurationError, DataError, Drained, NeuroKubeError, UsageError, surroundings
 from ..networks import Bundle, load_bundle, write_bundle
 from ..networks.bundle import UNetArchitecture
 from ..networks.networks import config_of, fill
@@ -26,13 +29,14 @@ from ..networks.unet import SIZES, UNet, UNetConfig
 from ..progress import console, progress
 from ..volumes import open_volume
 from ..volumes.volume import COARSE, Nanometres
-from .config import Training
-from .module import SemanticsModule
+from .config import AnnotatedVolume, Training
+from .module import Diverged, SemanticsModule
 from .pictures import save_picture
 from .sampling import Windows
 from .truth import Annotated, described, load
 
 CHECKPOINTS = "checkpoints"
+_MARK = "training.json"
 _KEPT = 2
 _CONTEXT = (3, 32, 32)
 """Voxels of the image around a validation volume that the network may look at."""
@@ -55,22 +59,30 @@ def train(
 
     Raises:
         UsageError: where the folder holds another training, or `start` is no U-Net of ours.
+        ConfigurationError: where settings do not fit the data, or the training to go on with.
         DataError: where volumes and truth do not fit.
-        NeuroKubeError: where the loss is no number any more.
+        NeuroKubeError: where the loss is no number any more; what was learned until then is kept.
+        TryAgainError: where the disk is full.
+        Drained: where it was asked to stop.
     """
     folder = Path(settings.workspace) / settings.name
     origin = None if start is None else load_bundle(start)
-    _prepare(folder, settings, origin, resume=resume, overwrite=overwrite)
+    # on several devices the same command runs once for each
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    identity = _identity(settings, origin)
+    if first:
+        _check_folder(folder, identity, resume=resume, overwrite=overwrite)
     keep_freed()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     seed_everything(settings.seed, workers=True, verbose=False)
     labels, voxel_size, config = _architecture(settings, origin)
     window = _window(settings, config, voxel_size, origin)
-    with progress(quiet=quiet) as bars:
-        volumes = _loaded(settings, labels, voxel_size, bars)
+    scratch = settings.scratch if settings.cache == "scratch" else None
+    with progress(quiet=quiet or not first) as bars:
+        volumes = _loaded(settings.volumes, labels, voxel_size, scratch, bars)
         validation = [
-            load(entry, labels, voxel_size, scratch=settings.scratch, context=_CONTEXT) for entry in settings.validation
+            load(entry, labels, voxel_size, scratch=scratch, context=_CONTEXT) for entry in settings.validation
         ]
         windows = Windows(
             volumes,
@@ -85,48 +97,88 @@ def train(
         rate = 3e-3 if origin is None else 1e-3
         module = SemanticsModule(settings, network, labels, windows, validation, rare, rate)
         keeper = _Keeper(folder, settings, bars)
+        if first and not resume:
+            # only here, where the data is known to fit, an earlier training is given up
+            _claim(folder, identity)
         trainer = _trainer(settings, folder, keeper)
-        checkpoint = keeper.newest() if resume else None
+
+        def finish() -> Bundle:
+            weights = keeper.best(module)
+            card = _card(settings, origin, module, voxel_size, volumes, command, keeper.total)
+            return write_bundle(folder / "model", card, weights)
+
         try:
-            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-        except (KeyboardInterrupt, SystemExit):
-            raise Drained(
-                f"{folder}: stopped; the same command with --resume goes on from the last checkpoint"
+            _fit(trainer, module, keeper.newest() if resume else None)
+            if not trainer.is_global_zero:
+                sys.exit()
+            return finish()
+        except Diverged as error:
+            remedy = f"lower learning_rate (now {module.learning_rate:g})"
+            if not keeper.has_best:
+                raise NeuroKubeError(f"{folder}: {error}; {remedy} and start again with --overwrite") from None
+            raise NeuroKubeError(
+                f"{folder}: {error}; what it had learned until then is kept as {finish().folder}: "
+                f"{remedy} and go on from that by --from under another name, or start again with --overwrite"
             ) from None
-    weights = keeper.best(module)
-    return write_bundle(
-        folder / "model", _card(settings, origin, module, voxel_size, volumes, command, keeper.total), weights
-    )
+        except OSError as error:
+            raise surroundings(error, str(folder)) or error from None
 
 
-def _prepare(folder: Path, settings: Training, origin: Bundle | None, *, resume: bool, overwrite: bool) -> None:
-    """Make the training's folder, or check that it is of the same training."""
+def _fit(trainer: Trainer, module: SemanticsModule, checkpoint: str | None) -> None:
+    try:
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    except (KeyboardInterrupt, SystemExit):
+        # Lightning makes an exit of the one
+        raise Drained(
+            f"{trainer.default_root_dir}: stopped; the same command with --resume goes on from the last checkpoint"
+        ) from None
+    except BaseException:
+        if isinstance(launcher := trainer.strategy.launcher, _SubprocessScriptLauncher):
+            # the other devices would wait for this one
+            launcher.kill(signal.SIGKILL)
+        raise
+
+
+def _identity(settings: Training, origin: Bundle | None) -> dict[str, Any]:
+    """Return what must be the same for a training to be gone on with."""
     document = {
         "training": settings.model_dump(mode="json", exclude={"patience", "loggers", "loaders", "scratch", "cache"}),
         "from": origin.card.sha256 if origin else None,
     }
-    key = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
-    mark = folder / "training.json"
+    return {"key": hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16], **document}
+
+
+def _check_folder(folder: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that holds what must not be replaced, or nothing or another training to go on with."""
+    mark = folder / _MARK
     try:
-        if mark.exists() and not resume:
-            if not overwrite:
-                raise UsageError(
-                    f"{folder}: holds a training already; go on with it by --resume, replace it by --overwrite, "
-                    "or choose another name"
-                )
-            shutil.rmtree(folder)
-        if mark.exists() and resume and json.loads(mark.read_text()).get("key") != key:
-            raise ConfigurationError(
-                f"{folder}: was trained with other settings; put them back, or start anew with --overwrite"
+        folder.mkdir(parents=True, exist_ok=True)
+        if not resume and not overwrite and mark.exists():
+            raise UsageError(
+                f"{folder}: holds a training already; go on with it by --resume, replace it by --overwrite, "
+                "or choose another name"
             )
         if resume and not mark.exists():
             raise UsageError(f"{folder}: nothing to resume there; start without --resume")
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(json.dumps({"key": key, **document}, indent=2))
+        if resume and json.loads(mark.read_text()).get("key") != identity["key"]:
+            raise ConfigurationError(
+                f"{folder}: was trained with other settings; put them back, or start anew with --overwrite"
+            )
     except OSError as error:
         raise surroundings(error, str(folder)) or UsageError(f"{folder}: {error.strerror}") from None
     except json.JSONDecodeError:
         raise DataError(f"{mark}: damaged; start anew with --overwrite") from None
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Say in a folder what is trained there; an earlier training goes."""
+    try:
+        if (folder / _MARK).exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _MARK).write_text(json.dumps(identity, indent=2))
+    except OSError as error:
+        raise surroundings(error, str(folder)) or UsageError(f"{folder}: {error.strerror}") from None
 
 
 def _architecture(settings: Training, origin: Bundle | None) -> tuple[tuple[str, ...], Nanometres, UNetConfig]:
@@ -155,11 +207,17 @@ def _window(settings: Training, config: UNetConfig, voxel_size: Nanometres, orig
     return window
 
 
-def _loaded(settings: Training, labels: Sequence[str], voxel_size: Nanometres, bars: Progress) -> list[Annotated]:
-    bar = bars.add_task("reading", total=len(settings.volumes), unit="volumes")
+def _loaded(
+    entries: Sequence[AnnotatedVolume],
+    labels: Sequence[str],
+    voxel_size: Nanometres,
+    scratch: str | None,
+    bars: Progress,
+) -> list[Annotated]:
+    bar = bars.add_task("reading", total=len(entries), unit="volumes")
     volumes = []
-    for entry in settings.volumes:
-        volumes.append(load(entry, labels, voxel_size, scratch=settings.scratch))
+    for entry in entries:
+        volumes.append(load(entry, labels, voxel_size, scratch=scratch))
         bars.advance(bar)
     return volumes
 
@@ -273,7 +331,8 @@ class _Keeper(Callback):
         self.seconds = state["seconds"]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Show the bar."""
+        """Show the bar; a training that had ended early stays ended."""
+        trainer.should_stop = self._enough
         self._began = time.monotonic()
         self._bar = self._bars.add_task(
             "training", total=self._settings.steps, unit="steps", completed=trainer.global_step
@@ -290,13 +349,19 @@ class _Keeper(Callback):
         assert isinstance(module, SemanticsModule)
         if trainer.is_global_zero:
             self._look(trainer, module)
-        trainer.should_stop = bool(trainer.strategy.broadcast(trainer.should_stop))
-        trainer.strategy.barrier()
+        trainer.should_stop = trainer.strategy.broadcast(self._enough)
+        self._keep(trainer)
+
+    @property
+    def _enough(self) -> bool:
+        patience = self._settings.patience
+        return patience is not None and self._stale >= patience
 
     def _look(self, trainer: Trainer, module: SemanticsModule) -> None:
+        module.check_weights()
         step = trainer.global_step
         score = module.validate_now()
-        entry = {"step": step, "loss": module.last_loss, "f1": score}
+        entry = {"step": step, "seconds": round(self.total, 1), "loss": module.last_loss, "f1": score}
         if score is not None:
             entry |= {
                 f"f1/{n}": round(float(c.f1[c.best]), 4)
@@ -305,16 +370,15 @@ class _Keeper(Callback):
             }
         self._history.append(entry)
         for logger in trainer.loggers:
-            logger.log_metrics({k: v for k, v in entry.items() if v is not None and k != "step"}, step)
+            logger.log_metrics({k: v for k, v in entry.items() if v is not None and k not in ("step", "seconds")}, step)
         self._picture(module, step)
         better = score is None or score > self._best
         self._best = score if score is not None and better else self._best
         self._stale = 0 if better else self._stale + 1
-        patience = self._settings.patience
-        trainer.should_stop = patience is not None and self._stale >= patience
         if better:
-            _replace(self._folder / "best.pt", lambda part: torch.save(_best_state(module, step), part))
-        self._keep(trainer, step)
+            part = self._best_file.with_suffix(".part")
+            torch.save(_best_state(module, step), part)
+            part.replace(self._best_file)
         history = "\n".join(json.dumps(row) for row in self._history) + "\n"
         (self._folder / "history.jsonl").write_text(history)
 
@@ -322,39 +386,51 @@ class _Keeper(Callback):
         if not module.annotated:
             return
         volume = module.annotated[0]
-        z = volume.shape[0] // 2
-        section = replace(
-            volume, image=volume.image[z : z + 1], positive=volume.positive[z : z + 1], known=volume.known[z : z + 1]
-        )
-        predicted = module.predict(section)[:, 0]
         bits = np.arange(len(module.labels), dtype=np.uint32)[:, None, None]
-        truth = (section.positive[0] >> bits) & 1 == 1
+        truth = (volume.positive[volume.middle] >> bits) & 1 == 1
         thresholds = [curve.best if curve.known else 128 for curve in module.curves]
-        save_picture(self._folder / "pictures" / f"step-{step:06d}.png", section.image[0], predicted, truth, thresholds)
+        path = self._folder / "pictures" / f"step-{step:06d}.png"
+        save_picture(path, volume.image[volume.middle], module.section, truth, thresholds)
 
-    def _keep(self, trainer: Trainer, step: int) -> None:
-        path = self._folder / CHECKPOINTS / f"step-{step:08d}.ckpt"
-        path.parent.mkdir(exist_ok=True)
-        _replace(path, lambda part: trainer.save_checkpoint(part))
-        for old in sorted(path.parent.glob("step-*.ckpt"))[:-_KEPT]:
-            old.unlink()
+    def _keep(self, trainer: Trainer) -> None:
+        path = self._folder / CHECKPOINTS / f"step-{trainer.global_step:08d}.ckpt"
+        part = path.with_suffix(".part")
+        # all processes take part in it, the first one writes
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            part.replace(path)
+            for old in sorted(path.parent.glob("step-*.ckpt"))[:-_KEPT]:
+                old.unlink()
 
     def newest(self) -> str | None:
         """Return the newest checkpoint that is whole; None where there is none: a start from step 0."""
-        for path in sorted((self._folder / CHECKPOINTS).glob("step-*.ckpt"), reverse=True):
-            try:
-                torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:
-                console.print(f"[yellow]{path}: damaged ({type(error).__name__}); the one before it is used[/]")
-            else:
+        tell = rank_zero_only(console.print)
+        paths = sorted((self._folder / CHECKPOINTS).glob("step-*.ckpt"), reverse=True)
+        if paths and (damage := _damage(self._best_file)):
+            # what was best until then has to be found again
+            tell(f"[yellow]{self._best_file}: {damage}[/]", soft_wrap=True)
+            paths = []
+        for path in paths:
+            if (damage := _damage(path)) is None:
                 return str(path)
+            tell(f"[yellow]{path}: {damage}; the one before it is used[/]", soft_wrap=True)
+        tell("no checkpoint that can be used: the training starts from step 0")
         return None
+
+    @property
+    def _best_file(self) -> Path:
+        return self._folder / "best.pt"
+
+    @property
+    def has_best(self) -> bool:
+        """Whether anything was learned that can be kept."""
+        return self._best_file.exists()
 
     def best(self, module: SemanticsModule) -> dict[str, torch.Tensor]:
         """Return the weights of the best step, and leave its curves in the module."""
         from ..evaluation.curves import Curve
 
-        state = torch.load(self._folder / "best.pt", map_location="cpu", weights_only=True)
+        state = torch.load(self._best_file, map_location="cpu", weights_only=True)
         module.curves = [Curve(counts.numpy()) for counts in state["curves"]]
         return cast(dict[str, torch.Tensor], state["weights"])
 
@@ -367,14 +443,15 @@ def _best_state(module: SemanticsModule, step: int) -> dict[str, Any]:
     }
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that it is there whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
+def _damage(path: Path) -> str | None:
+    """Return why a file of weights cannot be used, None where it can."""
     try:
-        write(part)
-        part.replace(path)
-    except OSError as error:
-        raise surroundings(error, str(path)) or error from None
+        torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return "missing"
+    except Exception as error:
+        return f"damaged ({type(error).__name__})"
+    return None
 
 
 def _card(

@@ -2,16 +2,19 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..blocks import Box, Vector, parse_region
-from ..errors import ConfigurationError, DataError
+from ..errors import ConfigurationError, DataError, surroundings
 from ..networks.normalization import Normalization
 from ..volumes import Volume, open_volume
 from ..volumes.resampling import ALIKE, Resampling
@@ -43,6 +46,12 @@ class Annotated:
         z, y, x = self.image.shape
         return z, y, x
 
+    @property
+    def middle(self) -> int:
+        """The middle one of the sections in which something is annotated."""
+        annotated = np.flatnonzero(self.known.any((1, 2)))
+        return int(annotated[len(annotated) // 2])
+
     def counts(self, labels: int) -> NDArray[np.int64]:
         """Return, shape (labels, 2), how many voxels are known not to have each label, and to have it."""
         found = np.zeros((labels, 2), np.int64)
@@ -67,8 +76,12 @@ def load(
     `context` is how many voxels of the image (z, y, x) to read around the part that is annotated, unannotated.
 
     Raises:
+        ConfigurationError: where there are more labels than fit.
         DataError: where image and truth do not fit, a truth is empty, or a volume cannot be read.
+        TryAgainError: where `scratch` is full or cannot be written.
     """
+    if len(labels) > MOST_LABELS:
+        raise ConfigurationError(f"labels: at most {MOST_LABELS}, not {len(labels)}; train two networks")
     image = open_volume(entry.image)
     if image.spec.kind != "image" or image.spec.dtype != "uint8" or image.spec.channels is not None:
         raise DataError(f"{entry.image}: not an 8-bit image of one channel; import one with --to-8bit auto")
@@ -80,11 +93,15 @@ def load(
     places = {
         name: _Placed(source, image, region, wider.start) for name, source in entry.truth.items() if name in labels
     }
-    arrays = _Arrays(resampling.new_shape, _cache_key(entry, labels, voxel_size, image, wider), scratch)
-    if not arrays.ready:
-        for z in range(0, resampling.new_shape[0], _SLAB):
-            _fill(arrays, z, resampling, image.crop(wider), labels, places)
-        arrays.finish()
+    place = scratch and Path(scratch) / f"neurokube-{_cache_key(entry, labels, voxel_size, image, wider)}"
+    try:
+        arrays = _Arrays(resampling.new_shape, place or None)
+        if not arrays.ready:
+            for z in range(0, resampling.new_shape[0], _SLAB):
+                _fill(arrays, z, resampling, image.crop(wider), labels, places)
+            arrays.finish()
+    except OSError as error:
+        raise surroundings(error, str(scratch)) or error from None
     loaded = Annotated(
         entry.image,
         *arrays.opened(),
@@ -165,7 +182,7 @@ class _Placed:
         if self._source.boundaries_of is not None:
             if self._border is None:
                 spec = self._volume.spec
-                everything = self._volume.read(Box.of(spec.shape))
+                everything = without_specks(self._volume.read(Box.of(spec.shape)), self._source.smallest)
                 self._border = borders(everything, spec.voxel_size, self._source.thickness)
             return self._border[box.relative_to(self._box.start).slices]
         if self._values is None:
@@ -182,11 +199,25 @@ class _Placed:
         return names[value]
 
 
+def without_specks(labels: NDArray[Any], smallest: int) -> NDArray[Any]:
+    """Return labels (z, y, x) in which every instance of fewer than `smallest` voxels went to the nearest other."""
+    if smallest == 0:
+        return labels
+    from scipy.ndimage import distance_transform_edt
+
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    speck = (counts < smallest)[inverse].reshape(labels.shape)
+    if speck.all():
+        return labels
+    nearest = distance_transform_edt(speck, return_distances=False, return_indices=True)
+    return np.asarray(labels[tuple(nearest)])
+
+
 def borders(labels: NDArray[Any], voxel_size: Nanometres, thickness: float) -> NDArray[np.bool_]:
     """Return the voxels within half of `thickness` nm of another label, shape (z, y, x).
 
-    Where sections are thick only neighbours in the same section count: cells that follow one another in z
-    show no membrane between them.
+    The voxels on either side of a border always count.  Where sections are thick only borders within a section
+    do: cells that follow one another in z show no membrane between them.
     """
     from scipy.ndimage import distance_transform_edt
 
@@ -198,14 +229,14 @@ def borders(labels: NDArray[Any], voxel_size: Nanometres, thickness: float) -> N
         edge[a] |= differs
         edge[b] |= differs
     half = thickness / 2 - min(voxel_size[1:]) / 2
-    if flat:
-        return np.stack([distance_transform_edt(~plane, voxel_size[1:]) <= half for plane in edge])
-    return np.asarray(distance_transform_edt(~edge, voxel_size) <= half)
+    parts = edge if flat else edge[None]
+    # where there is no edge, scipy measures from a corner
+    near = [part.any() & (distance_transform_edt(~part, voxel_size[-part.ndim :]) <= half) for part in parts]
+    # the voxels at a border belong to it, however thin it is
+    return np.asarray(edge | np.stack(near).reshape(edge.shape))
 
 
 def _check_truth(loaded: Annotated, labels: Sequence[str], entry: AnnotatedVolume) -> None:
-    if len(labels) > MOST_LABELS:
-        raise ConfigurationError(f"labels: at most {MOST_LABELS}, not {len(labels)}; train two networks")
     counts = loaded.counts(len(labels))
     for label, (negative, positive) in zip(labels, counts, strict=True):
         if label in entry.truth and negative + positive == 0:
@@ -222,41 +253,69 @@ def _nm(size: Nanometres) -> str:
 
 
 def _cache_key(entry: AnnotatedVolume, labels: Sequence[str], voxel_size: Nanometres, image: Volume, box: Box) -> str:
-    prints = {source.path: open_volume(source.path).fingerprint for source in entry.truth.values()}
-    content = [entry.model_dump(mode="json"), list(labels), list(voxel_size), image.fingerprint, prints, str(box)]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    prints = {source.path: _digest(open_volume(source.path)) for source in entry.truth.values()}
+    digest = image.fingerprint or _digest(image.crop(box))
+    content = [entry.model_dump(mode="json"), list(labels), list(voxel_size), digest, prints, str(box)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest(volume: Volume) -> str:
+    """Return the fingerprint of a volume, or one of its voxels where its writer left none."""
+    if volume.fingerprint is not None:
+        return volume.fingerprint
+    digest = hashlib.sha256()
+    depth, height, width = volume.spec.shape
+    for z in range(0, depth, _SLAB):
+        digest.update(volume.read(Box((z, 0, 0), (min(z + _SLAB, depth), height, width))).tobytes())
+    return digest.hexdigest()
 
 
 class _Arrays:
     """Image and truth, in memory or as files that a later start finds ready."""
 
-    def __init__(self, shape: Vector, key: str, scratch: str | None) -> None:
-        self._folder = None if scratch is None else Path(scratch) / f"neurokube-{key}"
-        self.ready = self._folder is not None and (self._folder / "ready").exists()
+    def __init__(self, shape: Vector, place: Path | None) -> None:
+        self._place = place
+        self.ready = place is not None and place.exists()
         if self.ready:
             return
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+        self._part: Path | None = None
+        if place is not None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            # a folder of our own: another training may be reading the same volumes
+            self._part = Path(mkdtemp(prefix=f".{place.name}-", dir=place.parent))
         self.image = self._make("image", shape, "uint8")
         self.positive = self._make("positive", shape, "uint32")
         self.known = self._make("known", shape, "uint32")
 
     def _make(self, name: str, shape: Vector, dtype: str) -> NDArray[Any]:
-        if self._folder is None:
+        if self._part is None:
             return np.zeros(shape, dtype)
-        return np.lib.format.open_memmap(self._folder / f"{name}.npy", "w+", dtype, shape)
+        path = self._part / f"{name}.npy"
+        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):
+            # a disk that is full must say so now: where a mapped file cannot grow, the process is killed
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return array
 
     def finish(self) -> None:
-        if self._folder is not None:
-            for array in (self.image, self.positive, self.known):
-                cast(np.memmap, array).flush()
-            (self._folder / "ready").touch()
+        if self._part is None or self._place is None:
+            return
+        for array in (self.image, self.positive, self.known):
+            cast(np.memmap, array).flush()
+        try:
+            self._part.rename(self._place)
+        except OSError:
+            if not self._place.exists():
+                raise
+            # another training was faster; what it wrote is the same
+            rmtree(self._part)
 
     def opened(self) -> tuple[NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint32]]:
-        if self._folder is None:
+        if self._place is None:
             return self.image, self.positive, self.known
         image, positive, known = (
-            np.load(self._folder / f"{name}.npy", mmap_mode="r") for name in ("image", "positive", "known")
+            np.load(self._place / f"{name}.npy", mmap_mode="r") for name in ("image", "positive", "known")
         )
         return image, positive, known
 
