@@ -115,7 +115,7 @@ class Inference:
         for permutation in self.permutations:
             found = self.predictor(np.ascontiguousarray(permute(images, permutation)))
             found = restore(found, permutation)
-            found = found if len(self.labels) == found.shape[1] else found[:, list(self.labels)]
+            found = found if self.labels == tuple(range(found.shape[1])) else found[:, list(self.labels)]
             if mean is None:
                 mean = found if len(self.permutations) == 1 else found.copy()
             else:

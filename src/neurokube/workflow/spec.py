@@ -246,7 +246,8 @@ def _suggestion(word: str, known: Any) -> str:
 def _resolved(path: str, folder: Path) -> str:
     # pathlib takes './~name' for a home folder, and refuses a '~name' that is none
     home = os.path.expanduser(path)  # noqa: PTH111
-    return path if "://" in path else str((folder / home).absolute())
+    # stores take no '..' in a path
+    return path if "://" in path else os.path.normpath((folder / home).absolute())
 
 
 class _UniqueKeys(yaml.SafeLoader):
