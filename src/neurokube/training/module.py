@@ -56,7 +56,7 @@ class SemanticsModule(LightningModule):
         self.loss = MaskedLoss(positive_weights, settings.dice)
         self.windows = windows
         self.annotated = validation
-        self.curves: list[Curve] = []
+        self.curves = [Curve.empty() for _ in labels]
         self.section = np.zeros((len(self.labels), 0, 0), np.uint8)
         """What was last predicted of the middle section of the first validation volume, (labels, y, x)."""
         self.score = float("nan")

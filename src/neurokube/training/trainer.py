@@ -283,6 +283,9 @@ def _trainer(settings: Training, folder: Path, keeper: "_Keeper") -> Trainer:
 def _loggers(settings: Training, folder: Path) -> list[Any]:
     from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 
+    # plain files need no database, but mlflow wants to be told that they are meant; nor need others hear of a training
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     makers: dict[str, Any] = {
         "tensorboard": lambda: TensorBoardLogger(folder, name="tensorboard", version=""),
         "mlflow": lambda: MLFlowLogger(
@@ -369,8 +372,10 @@ class _Keeper(Callback):
                 if c.known
             }
         self._history.append(entry)
+        # in MLflow's store, names are paths: f1 cannot stand beside f1/<label>
+        figures = {"mean_f1" if k == "f1" else k: v for k, v in entry.items() if v is not None}
         for logger in trainer.loggers:
-            logger.log_metrics({k: v for k, v in entry.items() if v is not None and k not in ("step", "seconds")}, step)
+            logger.log_metrics({k: v for k, v in figures.items() if k not in ("step", "seconds")}, step)
         self._picture(module, step)
         better = score is None or score > self._best
         self._best = score if score is not None and better else self._best
