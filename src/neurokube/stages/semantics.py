@@ -267,7 +267,7 @@ def _settled(stage: Semantics, image: VolumeSpec) -> Settled:
     )
 
 
-_STRIDES = {True: ((8, 64), (8, 128), (16, 128), (16, 256)), False: ((32, 32), (64, 64), (128, 128))}
+_STRIDES = {True: ((8, 64), (16, 128), (16, 256)), False: ((32, 32), (64, 64), (128, 128))}
 
 
 def _windows(stage: Semantics, card: Card, shape: Vector) -> Iterator[tuple[Vector, Vector, Vector]]:
