@@ -2,6 +2,7 @@
 
 import json
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from neurokube.errors import NeuroKubeError, UsageError
 from neurokube.networks.bundle import write_files
+from neurokube.training import module, parse_training
 from neurokube.training.losses import MaskedLoss
 from neurokube.training.module import Diverged
 from neurokube.training.trainer import train
@@ -23,8 +25,6 @@ def history(bundle):
 @pytest.fixture(scope="module")
 def taught(tissue, tmp_path_factory):
     """A model that knows blobs."""
-    from neurokube.training import parse_training
-
     folder = tmp_path_factory.mktemp("taught")
     content = document(tissue, folder, validated=True, steps=30, interval=10, licence="CC0", modality="fib-sem")
     settings = parse_training({**content, "loggers": ["tensorboard"]}, where="test")
@@ -59,6 +59,10 @@ def test_history_and_pictures_of_each_interval_are_written(taught):
     assert all(Image.open(path).size == (96, 48) for path in pictures)
 
 
+def test_last_interval_is_as_short_as_the_steps_that_are_left(settings):
+    assert [row["step"] for row in history(train(settings(steps=6, interval=4), quiet=True))] == [4, 6]
+
+
 def test_tensorboard_is_written(taught):
     assert list((taught.folder.parent / "tensorboard").glob("events.out.tfevents.*"))
 
@@ -88,6 +92,17 @@ def test_scratch_gives_the_same_weights_as_memory(settings, tmp_path):
     assert len(list((tmp_path / "scratch").iterdir())) == 1
 
 
+def test_processes_that_prepare_windows_change_nothing(settings):
+    shas = [train(settings(name=f"n{n}", steps=4, loaders=n), quiet=True).card.sha256 for n in (0, 2)]
+    assert shas[0] == shas[1]
+
+
+def test_bfloat16_learns_too(settings):
+    bundle = train(settings(validated=True, steps=4, precision="bfloat16"), quiet=True)
+    assert all(tensor.dtype != torch.bfloat16 for tensor in bundle.tensors().values())
+    assert bundle.card.scores["validation"]["f1"]["blob"] > 0.5
+
+
 def test_wrong_values_in_unlabelled_voxels_do_no_harm(settings, tissue, tmp_path):
     _, mask = blobs(0)
     random = np.random.default_rng(5)
@@ -101,8 +116,6 @@ def test_wrong_values_in_unlabelled_voxels_do_no_harm(settings, tissue, tmp_path
 
 
 def test_the_best_step_is_kept(settings, monkeypatch):
-    from neurokube.training import module
-
     scores = iter([0.4, 0.9, 0.7, 0.8, 0.6])
     monkeypatch.setattr(module, "mean_f1", lambda curves: next(scores))
     early = train(settings(name="early", validated=True, steps=40, interval=2, patience=2, average=0), quiet=True)
@@ -192,8 +205,8 @@ def test_weights_that_are_no_numbers_are_not_kept(settings, monkeypatch):
     with pytest.raises(NeuroKubeError, match="the weights are no numbers after step 1") as raised:
         train(settings(interval=1), quiet=True)
     assert not isinstance(raised.value, Diverged)
-    folder = str(raised.value).split(":")[0]
-    assert not list((__import__("pathlib").Path(folder)).rglob("*.ckpt"))
+    folder = Path(str(raised.value).split(":")[0])
+    assert folder.is_dir() and not list(folder.rglob("*.ckpt"))
 
 
 def test_huge_learning_rate_is_one_line(tissue, tmp_path, neurokube):

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -257,6 +258,8 @@ def _trainer(settings: Training, folder: Path, keeper: "_Keeper") -> Trainer:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    # of several devices: a remark on speed, for kernels of one voxel
+    warnings.filterwarnings("ignore", message="Grad strides do not match")
     graphics = torch.cuda.is_available()
     half = settings.precision == "bfloat16" or (settings.precision == "auto" and fast_bfloat16())
     devices: Any = settings.devices if settings.devices != "auto" else (-1 if graphics else 1)
@@ -381,8 +384,11 @@ class _Keeper(Callback):
         self._best = score if score is not None and better else self._best
         self._stale = 0 if better else self._stale + 1
         if better:
+            # by way of memory: on a full disk torch.save itself raises what cannot be told from a bug
+            content = BytesIO()
+            torch.save(_best_state(module, step), content)
             part = self._best_file.with_suffix(".part")
-            torch.save(_best_state(module, step), part)
+            part.write_bytes(content.getvalue())
             part.replace(self._best_file)
         history = "\n".join(json.dumps(row) for row in self._history) + "\n"
         (self._folder / "history.jsonl").write_text(history)
