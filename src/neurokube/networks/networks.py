@@ -1,7 +1,7 @@
 """From a card to a network that can be called."""
 
 from importlib import import_module
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn

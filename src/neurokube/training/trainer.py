@@ -39,6 +39,8 @@ from .truth import Annotated, described, load
 CHECKPOINTS = "checkpoints"
 _MARK = "training.json"
 _KEPT = 2
+_UNTOLD = {"volumes", "validation", "labels", "description", "workspace", "scratch", "cache", "loaders", "loggers"}
+"""Settings that the card tells elsewhere, or that are of no use to others."""
 _CONTEXT = (3, 32, 32)
 """Voxels of the image around a validation volume that the network may look at."""
 
@@ -499,7 +501,7 @@ def _card(
             "command": command,
             "from": {"name": origin.card.name, "sha256": origin.card.sha256} if origin else None,
             "data": described(volumes, module.labels),
-            "settings": settings.model_dump(mode="json", exclude={"volumes", "validation", "labels", "description"}),
+            "settings": settings.model_dump(mode="json", exclude=_UNTOLD),
             "seconds": round(seconds, 1),
             "torch": torch.__version__,
         },

@@ -39,6 +39,7 @@ class Annotated:
     normalization: Normalization
     voxel_size: Nanometres
     weight: float
+    fingerprint: str | None = None
 
     @property
     def shape(self) -> Vector:
@@ -108,6 +109,7 @@ def load(
         Normalization.of(image),
         cast(Nanometres, tuple(v * s for v, s in zip(image.spec.voxel_size, resampling.scale, strict=True))),
         entry.weight,
+        image.fingerprint,
     )
     _check_truth(loaded, labels, entry)
     return loaded
@@ -328,7 +330,9 @@ def described(volumes: Sequence[Annotated], labels: Sequence[str]) -> list[dict[
         shares = {label: round(float(c[1] / c.sum()), 5) for label, c in zip(labels, counts, strict=True) if c.sum()}
         rows.append(
             {
-                "image": volume.name,
+                # where it lay says little elsewhere, and is nobody's business
+                "image": "/".join(volume.name.rstrip("/").split("/")[-2:]),
+                "fingerprint": volume.fingerprint,
                 "shape": list(volume.shape),
                 "voxel_size": list(volume.voxel_size),
                 "normalization": volume.normalization.model_dump(),

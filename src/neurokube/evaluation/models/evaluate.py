@@ -149,7 +149,8 @@ def _fitting(contenders: Sequence[_Model], file: TruthFile, permutations: int) -
     remarks = []
     images = dict.fromkeys(entry.image for entry in (*file.test, *file.validation))
     for model in contenders:
-        trained = {row.get("image") for row in model.bundle.card.training.get("data", ()) if isinstance(row, dict)}
+        data = model.bundle.card.training.get("data", ())
+        trained = {row.get("fingerprint") for row in data if isinstance(row, dict)} - {None}
         for url in images:
             image = open_volume(url)
             try:
@@ -157,7 +158,7 @@ def _fitting(contenders: Sequence[_Model], file: TruthFile, permutations: int) -
             except (ConfigurationError, DataError) as error:
                 raise type(error)(f"{model.name} on {url}: {error}") from None
             remarks += [f"{model.name}: {remark}" for remark in stage.remarks(sources(image))]
-            if url in trained:
+            if image.fingerprint in trained:
                 remarks.append(f"{model.name} was trained on a part of {url}: be sure that nothing of it is tested")
     return list(dict.fromkeys(remarks))
 
