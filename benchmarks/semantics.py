@@ -84,7 +84,7 @@ def configuration(folder: Path, name: str, threads: int, settings: dict) -> dict
         # half the resolution: with the same minutes four times as much tissue is seen
         "voxel_size": [50, 9.2, 9.2],
         "size": [12, 32, 64, 96],
-        "window": [5, 144, 144],
+        "window": [6, 144, 144],
         "learning_rate": 0.004,
         "threads": threads,
     }
@@ -122,7 +122,7 @@ def adapt(folder: Path, sections: list[int], minutes: float, threads: int, model
     """Fine-tune on the middle of a few sections, beside training from nothing with the same minutes."""
     for count in sections:
         first = (11 - count) // 2
-        settings = {"volumes": [annotated(folder, first, first + count)], "window": [min(5, count), 144, 144]}
+        settings = {"volumes": [annotated(folder, first, first + count)]}
         card = json.loads(neurokube("models", "show", model, "--json"))
         tuned = {**settings, "voxel_size": card["voxel_size"]}
         ours(folder, f"tuned-{count}", minutes, threads, {**tuned, "learning_rate": 0.002}, model)

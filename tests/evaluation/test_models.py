@@ -112,7 +112,7 @@ class Bench:
     def write(self, name: str, array: NDArray[Any], **fields: Any) -> str:
         array = array.astype(np.uint8)
         spec = VolumeSpec(**{"shape": array.shape, "dtype": "uint8", "voxel_size": SIZE, "kind": "labels", **fields})
-        volume = create(str(self.folder / f"{name}.zarr"), spec, shard=(16, 64, 64))
+        volume = create(str(self.folder / f"{name}.zarr"), spec, shard=(16, 64, 64), attributes={"fingerprint": name})
         volume.write(spec.box, array)
         return volume.url
 
@@ -366,7 +366,8 @@ def test_the_command_prints_what_the_file_holds(bench, model):
 
 
 def test_training_on_a_tested_image_is_remarked(bench):
-    trained = grey_model(bench.folder / "own", training={"data": [{"image": str(bench.folder / "image.zarr")}]})
+    fingerprint = open_volume(str(bench.folder / "image.zarr")).fingerprint
+    trained = grey_model(bench.folder / "own", training={"data": [{"image": "image.zarr", "fingerprint": fingerprint}]})
     assert any("was trained on a part of" in remark for remark in bench.evaluate(trained).remarks)
 
 

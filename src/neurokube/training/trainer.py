@@ -83,7 +83,7 @@ def train(
     window = _window(settings, config, voxel_size, origin)
     scratch = settings.scratch if settings.cache == "scratch" else None
     with progress(quiet=quiet or not first) as bars:
-        volumes = _loaded(settings.volumes, labels, voxel_size, scratch, bars)
+        volumes = _loaded(settings.volumes, labels, voxel_size, scratch, window, bars)
         validation = [
             load(entry, labels, voxel_size, scratch=scratch, context=_CONTEXT) for entry in settings.validation
         ]
@@ -215,12 +215,13 @@ def _loaded(
     labels: Sequence[str],
     voxel_size: Nanometres,
     scratch: str | None,
+    window: Vector,
     bars: Progress,
 ) -> list[Annotated]:
     bar = bars.add_task("reading", total=len(entries), unit="volumes")
     volumes = []
     for entry in entries:
-        volumes.append(load(entry, labels, voxel_size, scratch=scratch))
+        volumes.append(load(entry, labels, voxel_size, scratch=scratch, at_least=window))
         bars.advance(bar)
     return volumes
 

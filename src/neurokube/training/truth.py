@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -71,10 +72,12 @@ def load(
     *,
     scratch: str | None = None,
     context: Vector = (0, 0, 0),
+    at_least: Vector = (1, 1, 1),
 ) -> Annotated:
     """Read an annotated volume, resampled to `voxel_size`; into files below `scratch` where one is named.
 
-    `context` is how many voxels of the image (z, y, x) to read around the part that is annotated, unannotated.
+    `context` is how many voxels of the image (z, y, x) to read around the part that is annotated, unannotated; a
+    part smaller than `at_least` (in voxels of the network) is widened likewise, as far as the image goes.
 
     Raises:
         ConfigurationError: where there are more labels than fit.
@@ -90,6 +93,8 @@ def load(
     if not image.spec.box.contains(region):
         raise DataError(f"{entry.image}: region {region} is not inside the image {image.spec.box}; choose one that is")
     wider = region.grow(context).clip(image.spec.box)
+    scale = Resampling.between(wider.shape, image.spec.voxel_size, voxel_size).scale
+    wider = _widened(wider, tuple(ceil(n * s) for n, s in zip(at_least, scale, strict=True)), image.spec.box)
     resampling = Resampling.between(wider.shape, image.spec.voxel_size, voxel_size)
     places = {
         name: _Placed(source, image, region, wider.start) for name, source in entry.truth.items() if name in labels
@@ -113,6 +118,16 @@ def load(
     )
     _check_truth(loaded, labels, entry)
     return loaded
+
+
+def _widened(box: Box, sides: Sequence[int], inside: Box) -> Box:
+    """Return a box of at least these sides around another, as far as that fits inside."""
+    spans = []
+    for a, b, side, n in zip(box.start, box.stop, sides, inside.stop, strict=True):
+        start = max(0, min(a - max(0, side - (b - a)) // 2, n - side))
+        spans.append((min(a, start), min(n, max(b, start + side))))
+    (z0, z1), (y0, y1), (x0, x1) = spans
+    return Box((z0, y0, x0), (z1, y1, x1))
 
 
 def _fill(
