@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("part", choices=["prepare", "plain", "ours", "adapt", "score"])
     parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--steps", type=int, help="with ours and adapt: so many instead of minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--name")
@@ -51,9 +52,10 @@ def main() -> None:
         plain(folder, arguments.minutes, arguments.seed, arguments.threads)
     elif arguments.part == "ours":
         name = arguments.name or f"ours-{arguments.seed}"
-        ours(folder, name, arguments.minutes, arguments.threads, {"seed": arguments.seed, **changes(arguments.set)})
+        settings = {"seed": arguments.seed, **changes(arguments.set)}
+        ours(folder, name, arguments.minutes, arguments.threads, settings, steps=arguments.steps)
     elif arguments.part == "adapt":
-        adapt(folder, arguments.sections, arguments.minutes, arguments.threads, arguments.model)
+        adapt(folder, arguments.sections, arguments.minutes, arguments.threads, arguments.model, arguments.steps)
     else:
         score(folder, arguments.permutations)
 
@@ -101,8 +103,19 @@ def changes(settings: list[str]) -> dict:
     return {key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in settings)}
 
 
-def ours(folder: Path, name: str, minutes: float, threads: int, settings: dict, model: str | None = None) -> None:
-    """Train for about so many minutes: as many steps as a short trial says."""
+def ours(
+    folder: Path,
+    name: str,
+    minutes: float,
+    threads: int,
+    settings: dict,
+    model: str | None = None,
+    steps: int | None = None,
+) -> None:
+    """Train for so many steps, or for about so many minutes: as many steps as a short trial says."""
+    if steps is not None:
+        train(folder, configuration(folder, name, threads, settings), steps, max(10, steps // 6), model)
+        return
     trial = train(folder, configuration(folder, f"{name}-trial", threads, settings), 24, 12, model)
     rows = [json.loads(line) for line in (trial / "history.jsonl").read_text().splitlines()]
     pace = (rows[1]["seconds"] - rows[0]["seconds"]) / 12
@@ -118,15 +131,19 @@ def train(folder: Path, document: dict, steps: int, interval: int, model: str | 
     return folder / "models" / document["name"]
 
 
-def adapt(folder: Path, sections: list[int], minutes: float, threads: int, model: str) -> None:
+def adapt(folder: Path, sections: list[int], minutes: float, threads: int, model: str, steps: int | None) -> None:
     """Fine-tune on the middle of a few sections, beside training from nothing with the same minutes."""
     for count in sections:
         first = (11 - count) // 2
         settings = {"volumes": [annotated(folder, first, first + count)]}
         card = json.loads(neurokube("models", "show", model, "--json"))
         tuned = {**settings, "voxel_size": card["voxel_size"]}
-        ours(folder, f"tuned-{count}", minutes, threads, {**tuned, "learning_rate": 0.002}, model)
-        ours(folder, f"scratch-{count}", minutes, threads, tuned)
+        ours(folder, f"tuned-{count}", minutes, threads, {**tuned, "learning_rate": 0.002}, model, steps)
+        ours(folder, f"scratch-{count}", minutes, threads, {**tuned, "size": features(card)}, None, steps)
+
+
+def features(card: dict) -> list[int]:
+    return [level["features"] for level in card["architecture"]["levels"]]
 
 
 def plain(folder: Path, minutes: float, seed: int, threads: int) -> None:

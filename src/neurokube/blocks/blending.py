@@ -55,10 +55,14 @@ class Blend:
         if common.size == 0:
             return
         there = common.relative_to(self.grid.box(index).start).slices
-        values = prediction[(slice(None), *there)]
+        values = prediction[(slice(None), *there)].copy()
         for axis, k in enumerate(self.grid.coordinate(index)):
             part = slice(common.start[axis] - core.start[axis], common.stop[axis] - core.start[axis])
-            shape = [1, 1, 1]
-            shape[axis] = -1
-            values = values * ramp(self.grid, axis, k)[part].reshape(shape)
+            weights = ramp(self.grid, axis, k)[part]
+            # most of a core weighs 1: only its slopes are worth a multiplication
+            level = np.flatnonzero(weights == 1)
+            slopes = [slice(0, level[0]), slice(level[-1] + 1, None)] if len(level) else [slice(None)]
+            along = np.moveaxis(values, 1 + axis, -1)
+            for slope in slopes:
+                along[..., slope] *= weights[slope]
         self.sum[(slice(None), *common.relative_to(self.box.start).slices)] += values
