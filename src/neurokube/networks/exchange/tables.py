@@ -32,9 +32,11 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 
 
 def brief(card: Card) -> str:
-    """Return F1 by label where the scores have it, else all numbers at their top."""
+    """Return F1 by label in validation, or where the scores have it, else all numbers at their top."""
     parts = []
-    for name, score in card.scores.items():
+    validation = card.scores.get("validation")
+    scores = validation["f1"] if isinstance(validation, Mapping) and "f1" in validation else card.scores
+    for name, score in scores.items():
         value = score.get("f1") if isinstance(score, Mapping) else score
         if isinstance(value, int | float) and not isinstance(value, bool):
             parts.append(f"{name} {value:.2f}")
@@ -46,12 +48,13 @@ def print_models(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("model", "where", "labels", "voxel size (nm)", "modality", "licence", "scores")
+    table = Table()
+    for name, whole in (("model", True), ("where", True), ("voxel size (nm)", False), ("labels, and how good", False)):
+        table.add_column(name, no_wrap=whole)
     for row in rows:
         size = " x ".join(f"{n:g}" for n in row["voxel_size"])
-        table.add_row(
-            row["name"], row["where"], ", ".join(row["labels"]), size, row["modality"], row["licence"], row["scores"]
-        )
+        good = ", ".join(row["labels"]) + (f"; F1: {row['scores']}" if row["scores"] else "")
+        table.add_row(row["name"], row["where"], f"{size} {row['modality'] or ''}".strip(), good)
     Console(markup=False, highlight=False).print(table)
 
 
