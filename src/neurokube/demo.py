@@ -45,6 +45,8 @@ stages:
   graph:
     boundaries: semantics.membranes
   multicut:
+    bias: 0.62
+    size_weight: 1
   segmentation:
 """
 
