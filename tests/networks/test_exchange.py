@@ -429,6 +429,7 @@ def test_tables_say_what_there_is(bundle, monkeypatch):
 
 def test_commands_import_list_show_and_export(bundle, tmp_path, monkeypatch):
     monkeypatch.setenv("NEUROKUBE_MODELS", str(tmp_path / "installed"))
+    monkeypatch.setattr("neurokube.networks.bundle.SHIPPED", tmp_path / "shipped")
 
     def run(*words):
         result = CliRunner().invoke(app, list(words), catch_exceptions=False)

@@ -13,10 +13,26 @@ from blobs import document, write_file
 
 from neurokube.networks import load_bundle
 from neurokube.training import parse_training
-from neurokube.training.sampling import Windows
 from neurokube.training.trainer import train
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+SIGNALLED = """
+import signal, sys
+from neurokube.cli import main
+from neurokube.training.sampling import Windows
+
+number, get = int(sys.argv.pop(1)), Windows.__getitem__
+
+def signalled(self, index):
+    if self.first + index == 21:
+        signal.raise_signal(number)
+    return get(self, index)
+
+Windows.__getitem__ = signalled
+# what a shell gives a program in the foreground
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
 LONG = {"validated": True, "steps": 40, "patience": 8}
 
 
@@ -86,24 +102,14 @@ def test_without_anything_whole_it_starts_from_step_0(finished, neurokube, which
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_training_says_how_to_go_on_and_goes_on(tissue, tmp_path, undisturbed, neurokube, monkeypatch, number):
+def test_stopped_training_says_how_to_go_on_and_goes_on(tissue, tmp_path, undisturbed, neurokube, number):
     file = write_file(tmp_path / "blobs.yaml", document(tissue, tmp_path, **LONG))
     folder = tmp_path / "models" / "blobs"
-    get = Windows.__getitem__
-
-    def interrupted(self, index):
-        if self.first + index == 21:
-            signal.raise_signal(number)
-        return get(self, index)
-
-    monkeypatch.setattr(Windows, "__getitem__", interrupted)
-    # what a shell gives a program in the foreground
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    code, said = neurokube("train", file, "--quiet")
-    assert code == 85
+    process = start("-c", SIGNALLED, number.value, "train", file, "--quiet")
+    _, said = process.communicate()
+    assert process.returncode == 85
     assert said == f"neurokube: {folder}: stopped; the same command with --resume goes on from the last checkpoint\n"
     assert [path.name for path in checkpoints(folder)] == ["step-00000004.ckpt", "step-00000008.ckpt"]
-    monkeypatch.setattr(Windows, "__getitem__", get)
     assert neurokube("train", file, "--resume", "--quiet") == (0, "")
     assert sha(folder) == undisturbed
 

@@ -88,7 +88,7 @@ def test_settings_shared_by_a_yaml_anchor_are_merged(tmp_path):
     ("stages", "message"),
     [
         ("{boundries: }", "stages.boundries: unknown stage 'boundries'; did you mean 'boundaries'?"),
-        ("{b: {stage: sharks}}", "stages.b: unknown stage 'sharks'; known are synthesis, boundaries, fragments"),
+        ("{b: {stage: sharks}}", "stages.b: unknown stage 'sharks'; known are synthesis, boundaries, semantics"),
         ("{b: {stage: }}", "stages.b: unknown stage 'None'; known are"),
         ("{b: {stage: [boundaries]}}", "stages.b: unknown stage '['boundaries']'; "),
         ("{boundaries: {contrst: 2}}", "stages.boundaries.contrst: unknown field; did you mean 'contrast'?"),
