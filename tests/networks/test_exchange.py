@@ -12,10 +12,10 @@ import yaml
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from neurokube.cli_models import app
 from neurokube.errors import DataError, NeuroKubeError, UsageError
 from neurokube.networks import Normalization, write_bundle
 from neurokube.networks.exchange import running
-from neurokube.cli_models import app
 from neurokube.networks.exchange.exporting import export_model
 from neurokube.networks.exchange.importing import import_model
 from neurokube.networks.exchange.running import predict, probabilities

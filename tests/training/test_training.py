@@ -42,7 +42,11 @@ def test_card_says_how_the_model_came_about(taught, tissue):
     assert all(0 < 2 * h < w for h, w in zip(card.halo, card.window, strict=True))
     assert 0 < card.thresholds["blob"] <= 1
     (data,) = card.training["data"]
-    assert data["image"] == "/".join(Path(tissue["image"]).parts[-2:]) and data["shape"] == [8, 48, 48] and 0.15 < data["shares"]["blob"] < 0.25
+    assert (
+        data["image"] == "/".join(Path(tissue["image"]).parts[-2:])
+        and data["shape"] == [8, 48, 48]
+        and 0.15 < data["shares"]["blob"] < 0.25
+    )
     assert card.trained_normalization.mean == pytest.approx(data["normalization"]["mean"])
     assert card.training["command"] == "neurokube train blobs.yaml" and card.training["from"] is None
     assert card.training["settings"]["steps"] == 30 and card.training["seconds"] > 0
