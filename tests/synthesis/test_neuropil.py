@@ -13,10 +13,11 @@ from neurokube.synthesis import ARRAYS, Neuropil, neuropil, synthesize
 from neurokube.synthesis.neurites import Neurites
 from neurokube.synthesis.tissue import ORGANELLES, Density, Tissue
 
-COARSE, FINE = (40.0, 8.0, 8.0), (10.0, 10.0, 10.0)
+# lengths just too large for tiles twice as wide or high, so that tiles are small
+COARSE, FINE = (50.0, 10.0, 10.0), (11.0, 11.0, 11.0)
 PLAIN = Neuropil(seed=3)
 # across the edge where four tiles meet, and across the face of two
-WHOLE = {COARSE: Box((4, 180, 20), (28, 320, 220)), FINE: Box((2, 10, 70), (60, 120, 190))}
+WHOLE = {COARSE: Box((1, 70, 4), (15, 200, 124)), FINE: Box((1, 10, 70), (31, 120, 190))}
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +78,8 @@ def test_pieces_of_tissue_agree_where_they_overlap():
 
 def test_tissue_is_the_same_at_another_voxel_size():
     still = Neuropil(shift=0)
-    fine = synthesize(still, (10, 10, 10), Box((1, 40, 40), (61, 90, 90)))["labels"]
-    coarse = synthesize(still, (30, 10, 10), Box((0, 40, 40), (20, 90, 90)))["labels"]
+    fine = synthesize(still, (11, 11, 11), Box((1, 10, 10), (31, 120, 120)), ("labels",))["labels"]
+    coarse = synthesize(still, (33, 11, 11), Box((0, 10, 10), (10, 120, 120)), ("labels",))["labels"]
     assert (fine[::3] == coarse).mean() > 0.999
 
 
@@ -92,7 +93,7 @@ def test_every_voxel_belongs_to_a_cell_and_every_border_lies_in_a_membrane(whole
 
 
 def test_cells_are_connected():
-    labels = synthesize(PLAIN, (20, 20, 20), Box((0, 0, 0), (64, 64, 128)))["labels"]
+    labels = synthesize(PLAIN, (20, 20, 20), Box((0, 0, 0), (64, 64, 128)), ("labels",))["labels"]
     cells, dense = np.unique(labels, return_inverse=True)
     dense = dense.reshape(labels.shape) + 1
     in_few = 0
@@ -106,10 +107,12 @@ def test_cells_are_connected():
 def test_neurites_have_the_diameter_asked_for():
     for diameter in (280, 420):
         box = Box((0, 0, 0), (4, 128, 256))
-        labels = synthesize(Neuropil(neurite_diameter=diameter), (150, 16, 16), box)["labels"]
+        labels = synthesize(Neuropil(neurite_diameter=diameter), (150, 16, 16), box, ("labels",))["labels"]
         profiles = []
-        for section in np.unique(labels, return_inverse=True)[1].reshape(labels.shape):
-            profiles += [np.bincount(label(section == cell)[0].ravel())[1:] for cell in np.unique(section)]
+        for section in labels:
+            dense = np.unique(section, return_inverse=True)[1].reshape(section.shape) + 1
+            for cell, place in enumerate(find_objects(dense), 1):
+                profiles.append(np.bincount(label(dense[place] == cell)[0].ravel())[1:])
         diameters = np.sqrt(np.concatenate(profiles) * 16 * 16 * 4 / np.pi)
         assert abs(np.median(diameters) - diameter) < 0.15 * diameter
         assert np.percentile(diameters, 90) > 1.8 * np.percentile(diameters, 20)
@@ -134,8 +137,8 @@ def test_grey_values_are_those_of_electron_microscopy(wholes):
 
 def test_another_seed_is_another_tissue(wholes):
     box = WHOLE[COARSE]
-    other = synthesize(Neuropil(seed=4), COARSE, Box(box.start, tuple(n + 8 for n in box.start)))
-    assert not np.array_equal(other["labels"], wholes[COARSE]["labels"][:8, :8, :8])
+    other = synthesize(Neuropil(seed=4), COARSE, Box(box.start, tuple(n + 7 for n in box.start)), ("labels",))
+    assert not np.array_equal(other["labels"], wholes[COARSE]["labels"][:7, :7, :7])
 
 
 def test_nothing_is_asked_for_and_nothing_returned():
