@@ -13,11 +13,11 @@ from neurokube.synthesis import ARRAYS, Neuropil, neuropil, synthesize
 from neurokube.synthesis.neurites import Neurites
 from neurokube.synthesis.tissue import ORGANELLES, Density, Tissue
 
-# lengths just too large for tiles twice as wide or high, so that tiles are small
-COARSE, FINE = (50.0, 10.0, 10.0), (11.0, 11.0, 11.0)
+# the coarse one just misses tiles twice as thick
+COARSE, FINE = (50.0, 10.0, 10.0), (10.0, 10.0, 10.0)
 PLAIN = Neuropil(seed=3)
 # across the edge where four tiles meet, and across the face of two
-WHOLE = {COARSE: Box((1, 70, 4), (15, 200, 124)), FINE: Box((1, 10, 70), (31, 120, 190))}
+WHOLE = {COARSE: Box((1, 70, 4), (15, 200, 124)), FINE: Box((2, 10, 70), (60, 120, 190))}
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +42,11 @@ def test_a_cut_is_the_same_bit_for_bit_whatever_box_it_was_cut_from(wholes, voxe
         assert np.array_equal(values, wholes[voxel_size][name][within]), name
 
 
-@pytest.mark.parametrize("voxel_size", [COARSE, FINE])
-def test_a_cut_is_the_same_when_nothing_is_remembered(wholes, voxel_size):
-    box = Box(WHOLE[voxel_size].start, tuple(n + 3 for n in WHOLE[voxel_size].start))
+def test_a_cut_is_the_same_when_nothing_is_remembered(wholes):
+    box = Box(WHOLE[COARSE].start, tuple(n + 3 for n in WHOLE[COARSE].start))
     neuropil._tile.cache_clear()
-    for name, values in synthesize(PLAIN, voxel_size, box, ARRAYS).items():
-        assert np.array_equal(values, wholes[voxel_size][name][:3, :3, :3]), name
+    for name, values in synthesize(PLAIN, COARSE, box, ARRAYS).items():
+        assert np.array_equal(values, wholes[COARSE][name][:3, :3, :3]), name
 
 
 @pytest.mark.parametrize("voxel_size", [COARSE, FINE])

@@ -12,7 +12,7 @@ from neurokube.errors import ConfigurationError
 from neurokube.synthesis import ARRAYS, BASIC, Neuropil, cell_class, dtype_of, synapse_table, synthesize
 from neurokube.synthesis.neuropil import _tile
 
-CONFIG, VOXEL_SIZE, BOX = Neuropil(seed=1), (16.0, 16.0, 16.0), Box((-32, 0, 0), (96, 128, 128))
+CONFIG, VOXEL_SIZE, BOX = Neuropil(seed=1), (16.0, 16.0, 16.0), Box((-32, 0, 0), (64, 128, 128))
 MASKS = ("membranes", "mitochondria", "vesicles", "vesicle_clouds", "synapses", "nuclei", "er", "cytoskeleton")
 WITH_BODIES = Neuropil(seed=1, somata=1)
 # just too large for tiles twice as wide, so that one tile is little tissue
@@ -199,14 +199,14 @@ def test_an_array_is_the_same_whatever_else_is_asked_for(everything, name):
 
 
 def test_only_what_is_asked_for_is_returned():
-    box = Box((0, 0, 0), (1, 2, 3))
-    assert tuple(synthesize(CONFIG, SMALL, box)) == BASIC
-    arrays = synthesize(CONFIG, SMALL, box, ("classes", "image"))
+    voxel_size, box = (44.0, 33.0, 33.0), Box((0, 0, 0), (1, 2, 3))
+    assert tuple(synthesize(CONFIG, voxel_size, box)) == BASIC
+    arrays = synthesize(CONFIG, voxel_size, box, ("classes", "image"))
     assert {name: (a.shape, str(a.dtype)) for name, a in arrays.items()} == {
         name: ((1, 2, 3), dtype_of(name)) for name in ("classes", "image")
     }
     with pytest.raises(ConfigurationError, match="no array is called 'axons'") as caught:
-        synthesize(CONFIG, SMALL, box, ("image", "axons"))
+        synthesize(CONFIG, voxel_size, box, ("image", "axons"))
     assert "\n" not in str(caught.value)
 
 
@@ -252,7 +252,7 @@ def test_serial_sections_jump_in_brightness_and_place_more_than_block_faces():
 
 def test_defects_spoil_the_share_of_sections_asked_for():
     box = Box((0, 0, 0), (32, 32, 32))
-    whole, spoiled = (image_of((20.0, 33.0, 33.0), box, defects=share) for share in (0, 0.5))
+    whole, spoiled = (image_of((11.0, 33.0, 33.0), box, defects=share) for share in (0, 0.5))
     changed = (whole != spoiled).any((1, 2))
     assert 0.2 < changed.mean() < 0.65
 
