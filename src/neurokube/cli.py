@@ -197,9 +197,12 @@ def train(
     command = f"neurokube train {config}" + (f" --from {from_}" if from_ else "")
     bundle = train_network(settings, start=from_, resume=resume, overwrite=overwrite, command=command, quiet=quiet)
     f1 = bundle.card.scores.get("validation", {}).get("f1", {})
+    unknown = [label for label in bundle.card.labels if label not in f1]
     print(f"{bundle.folder}: trained in {bundle.card.training['seconds'] / 60:.1f} minutes")
     for label, score in f1.items():
-        print(f"  {label:<20} F1 {score:.3f} in validation, from {bundle.card.thresholds[label]:.2f} on")
+        print(f"  {label:<20} F1 {score:.3f} in validation, at a threshold of {bundle.card.thresholds[label]:.2f}")
+    if unknown:
+        print(f"note: validation volumes do not tell {', '.join(unknown)} from what is not: no threshold was chosen")
 
 
 @app.command()

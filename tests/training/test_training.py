@@ -10,7 +10,7 @@ import torch
 from blobs import QUIET, blobs, document, write, write_file
 from PIL import Image
 
-from neurokube.errors import NeuroKubeError, UsageError
+from neurokube.errors import DataError, NeuroKubeError, UsageError
 from neurokube.networks.bundle import write_files
 from neurokube.training import module, parse_training
 from neurokube.training.losses import MaskedLoss
@@ -217,3 +217,16 @@ def test_huge_learning_rate_is_one_line(tissue, tmp_path, neurokube):
     file = write_file(tmp_path / "blobs.yaml", document(tissue, tmp_path, learning_rate=1e30))
     code, said = neurokube("train", file, "--quiet")
     assert code == 1 and "learning_rate (now 1e+30)" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_shortest_trainings_have_a_learning_rate_for_each_step(tissue, tmp_path, steps):
+    content = document(tissue, tmp_path, steps=steps, interval=3)
+    assert train(parse_training(content, where="test"), quiet=True).card.training["settings"]["steps"] == steps
+
+
+def test_label_that_no_voxel_has_is_refused(tissue, tmp_path):
+    truth = {"blob": tissue["blob"], "absent": {"volume": tissue["blob"], "values": [99]}}
+    content = document(tissue, tmp_path, volumes=[{"image": tissue["image"], "truth": truth}])
+    with pytest.raises(DataError, match="no voxel of any volume is 'absent'"):
+        train(parse_training(content, where="test"), quiet=True)

@@ -640,7 +640,7 @@ def test_another_voxel_size_is_refused_with_both(tmp_path, image):
 def test_sections_of_another_size_are_refused(tmp_path, image):
     np.save(tmp_path / "l.npy", painted()[:, :, 1:])
     message = refused(DataError, tmp_path / "l.npy", image)
-    assert "20 x 29" in message and "20 x 30" in message and "--offset" in message
+    assert "20 x 29" in message and "20 x 30" in message and "--at" in message
 
 
 def test_slices_that_are_no_neighbours_are_refused(tmp_path, image):

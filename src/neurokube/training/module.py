@@ -75,7 +75,10 @@ class SemanticsModule(LightningModule):
         settings = self.settings
         optimizer = torch.optim.AdamW(self.network.parameters(), self.learning_rate, weight_decay=settings.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.learning_rate, total_steps=settings.steps + 1, pct_start=_WARM_UP
+            optimizer,
+            self.learning_rate,
+            total_steps=settings.steps + 1,
+            pct_start=max(_WARM_UP, 2 / (settings.steps + 1)),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

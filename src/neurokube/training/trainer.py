@@ -96,7 +96,7 @@ def train(
             augmentation=settings.augmentation,
         )
         network = _network(config, labels, origin)
-        rare = _positive_weights(volumes, len(labels), settings.positive_weight)
+        rare = _positive_weights(volumes, labels, settings.positive_weight)
         rate = 3e-3 if origin is None else 1e-3
         module = SemanticsModule(settings, network, labels, windows, validation, rare, rate)
         keeper = _Keeper(folder, settings, bars)
@@ -165,7 +165,8 @@ def _check_folder(folder: Path, identity: dict[str, Any], *, resume: bool, overw
             raise UsageError(f"{folder}: nothing to resume there; start without --resume")
         if resume and json.loads(mark.read_text()).get("key") != identity["key"]:
             raise ConfigurationError(
-                f"{folder}: was trained with other settings; put them back, or start anew with --overwrite"
+                f"{folder}: was trained with other settings or another --from; put them back, "
+                "or start anew with --overwrite"
             )
     except OSError as error:
         raise surroundings(error, str(folder)) or UsageError(f"{folder}: {error.strerror}") from None
@@ -247,8 +248,12 @@ def _network(config: UNetConfig, labels: Sequence[str], origin: Bundle | None) -
     return network
 
 
-def _positive_weights(volumes: Sequence[Annotated], labels: int, largest: float) -> torch.Tensor:
-    counts = np.sum([volume.counts(labels) for volume in volumes], axis=0).astype(float)
+def _positive_weights(volumes: Sequence[Annotated], labels: Sequence[str], largest: float) -> torch.Tensor:
+    counts = np.sum([volume.counts(len(labels)) for volume in volumes], axis=0).astype(float)
+    if empty := [label for label, (_, positive) in zip(labels, counts, strict=True) if not positive]:
+        raise DataError(
+            f"labels: no voxel of any volume is '{empty[0]}'; check its 'values' and 'region', or leave it out"
+        )
     ratio = np.sqrt(counts[:, 0] / np.maximum(1, counts[:, 1]))
     return torch.tensor(np.clip(ratio, 1, largest), dtype=torch.float32)
 

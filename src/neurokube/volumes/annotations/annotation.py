@@ -185,7 +185,7 @@ def _origin(painted: Painted, image: Volume) -> Vector:
     if any(abs(step - round(step)) > 0.05 for step in steps):
         raise DataError(
             f"{painted.path}: starts at {_by(painted.place)} nm, between voxels of {image.url} ({_by(spec.offset)} nm, "
-            f"voxels of {_by(spec.voxel_size)} nm); correct its offset, or give one in voxels with --offset"
+            f"voxels of {_by(spec.voxel_size)} nm); correct its offset, or give one in voxels with --at"
         )
     z, y, x = (round(step) for step in steps)
     return z, y, x
@@ -198,12 +198,12 @@ def _check_place(painted: Painted, image: Volume, origin: Vector, given: Vector 
     if painted.fit == "stack" and not told and place.shape[1:] != frame.shape[1:]:
         raise DataError(
             f"{painted.path}: its sections are {_by(place.shape[1:])} voxels, those of {image.url} "
-            f"{_by(frame.shape[1:])}; where they are a cut-out, give its first voxel with --offset Z,Y,X"
+            f"{_by(frame.shape[1:])}; where they are a cut-out, give its first voxel with --at Z,Y,X"
         )
     if painted.step > 1 and place.shape[0] < frame.shape[0]:
         raise DataError(
             f"{painted.path}: its {place.shape[0]} slices are numbered in steps of {painted.step}, which cannot be "
-            "neighbours; put empty slices between them, or import them one by one with --offset Z,Y,X"
+            "neighbours; put empty slices between them, or import them one by one with --at Z,Y,X"
         )
     inside = {
         "stack": frame.contains(place),
@@ -217,7 +217,7 @@ def _check_place(painted: Painted, image: Volume, origin: Vector, given: Vector 
 def _outside(painted: Painted, place: Box, image: Volume) -> DataError:
     return DataError(
         f"{painted.path}: lies at voxels {place}, outside {image.url} ({image.spec.box}); "
-        "choose the image it was painted on, or its place in it with --offset Z,Y,X"
+        "choose the image it was painted on, or its place in it with --at Z,Y,X"
     )
 
 
@@ -254,7 +254,9 @@ class _Found:
         if not self.image.spec.box.contains(self.box):
             raise _outside(self.painted, self.box, self.image)
         if self.painted.fit == "stack" and extent.shape[0] < self.image.spec.shape[0]:
-            self.remarks.append(f"its {extent.shape[0]} sections start at section {self.origin[0]} of the image")
+            self.remarks.append(
+                f"its {extent.shape[0]} sections start at section {self.origin[0]} of the image (--at places it)"
+            )
 
     def _add(self, part: Box, data: NDArray[Any]) -> None:
         painted = data != 0
