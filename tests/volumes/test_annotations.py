@@ -156,7 +156,7 @@ def test_annotated_sections_are_reported_with_where_they_start(tmp_path, image):
     source = write_npy(tmp_path, painted()[2:5])
     report = import_annotation(str(source), str(tmp_path / "a.zarr"), image=image, quiet=True)
     assert report.sections == (0, 2)
-    assert report.remarks == ("its 3 sections start at section 0 of the image",)
+    assert report.remarks == ("its 3 sections start at section 0 of the image (--at places it)",)
 
 
 def ome(version: str) -> dict[str, object]:
