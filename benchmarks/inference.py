@@ -35,7 +35,6 @@ from neurokube.allocator import peak_memory
 from neurokube.blocks import Box, Vector
 from neurokube.networks import Normalization, write_bundle
 from neurokube.networks.bundle import Bundle, load_bundle
-from neurokube.networks.normalization import whole
 from neurokube.networks.predictor import open_predictor
 from neurokube.networks.unet import SIZES, UNet, UNetConfig
 from neurokube.stages import Block, Semantics, Step
@@ -116,7 +115,7 @@ class Contest:
     def image(self) -> torch.Tensor:
         volume = open_volume(self.data.volume("image").url)
         mean, deviation = self.data.table("statistics", 0)
-        normal = Normalization(mean=float(mean), deviation=float(deviation)).apply(whole(volume))
+        normal = Normalization(mean=float(mean), deviation=float(deviation)).apply(volume.read(volume.spec.box))
         return torch.from_numpy(normal)[None, None]
 
     def network(self) -> None:

@@ -403,9 +403,9 @@ def _evaluate_models(models: str, truth: str, folder: str, permutations: int, as
 
 
 def _workers(workers: int | None) -> int:
-    if workers is not None:
-        return workers
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from .machine import cores
+
+    return cores() if workers is None else workers
 
 
 def _engine(workers: int) -> Any:

@@ -20,7 +20,7 @@ from .evaluation import (
     write_report,
 )
 from .evaluation.overlays import blend, boundaries_of, label_colours, overlay
-from .networks.bundle import find, read_card
+from .stages.semantics import Semantics
 from .volumes import Volume, join, open_volume
 from .workflow import Run, execute, load_workflow
 from .workflow.status import cost, distinct, human_bytes
@@ -81,7 +81,9 @@ def demonstrate(folder: str, *, workers: int, quiet: bool = False) -> dict[str, 
     truth = volumes["synthesis/labels"]
     cells = evaluate_instances(volumes["segmentation/segmentation"], truth, quiet=quiet)
     fragments = evaluate_instances(volumes["fragments/fragments"], truth, quiet=quiet)
-    thresholds = read_card(find("synthetic-40-8-8")).thresholds
+    semantics = run.workflow.stages["semantics"]
+    assert isinstance(semantics, Semantics)
+    thresholds = semantics.card.thresholds
     masks = {
         name: evaluate_mask(
             volumes[f"semantics/{name}"], volumes[f"synthesis/{name}"], threshold=255 * thresholds[name], quiet=quiet
@@ -156,11 +158,6 @@ def _write_page(
         )
         for stage, steps in by_stage.items()
     ]
-    both = [
-        (name, value, other) for (name, value), (_, other) in zip(score_rows(cells), score_rows(fragments), strict=True)
-    ]
-    membranes, mitochondria = (score_rows(scores) for scores in masks.values())
-    rows = [(name, value, other) for (name, value), (_, other) in zip(membranes, mitochondria, strict=True)]
     write_report(
         str(Path(folder, "report.html")),
         title="NeuroKube demo: synthetic neuropil",
@@ -170,8 +167,8 @@ def _write_page(
             f"by {report['workers']} workers."
         ),
         tables=[
-            Table("Cells against the truth", ("", "segmentation", "fragments"), both, FLOOR),
-            Table("Semantics against the truth", ("", *masks), rows),
+            Table("Cells against the truth", ("", "segmentation", "fragments"), _beside(cells, fragments), FLOOR),
+            Table("Semantics against the truth", ("", *masks), _beside(*masks.values())),
             Table(
                 "Time and memory",
                 ("stage", "work", "written, uncompressed", "worker's peak memory"),
@@ -184,6 +181,11 @@ def _write_page(
     )
 
 
+def _beside(one: InstanceScores | MaskScores, other: InstanceScores | MaskScores) -> list[tuple[str, str, str]]:
+    """Return the scores of two as rows."""
+    return [(name, a, b) for (name, a), (_, b) in zip(score_rows(one), score_rows(other), strict=True)]
+
+
 def _pictures(volumes: dict[str, Volume], masks: dict[str, MaskScores]) -> list[tuple[str, str, list[Picture]]]:
     spec = volumes["synthesis/image"].spec
     depth, height, width = spec.shape
@@ -194,10 +196,9 @@ def _pictures(volumes: dict[str, Volume], masks: dict[str, MaskScores]) -> list[
     upright = {name: volumes[name].read(side)[:, 0] for name in ("synthesis/image", "segmentation/segmentation")}
     image, segments, truth = flat["synthesis/image"], flat["segmentation/segmentation"], flat["synthesis/labels"]
     aspect = spec.voxel_size[0] / spec.voxel_size[2]
-    found = {name: scores.threshold for name, scores in masks.items()}
     wrong = [
-        Picture(name, overlay(flat[f"semantics/{name}"] >= found[name], flat[f"synthesis/{name}"] != 0))
-        for name in found
+        Picture(name, overlay(flat[f"semantics/{name}"] >= scores.threshold, flat[f"synthesis/{name}"] != 0))
+        for name, scores in masks.items()
     ]
     return [
         (

@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .machine import cores
+
 _PACKAGES = ("bioimage-cpp", "tensorstore", "parsl", "numpy", "neuroglancer", "torch", "openvino", "lightning")
 
 
@@ -21,12 +23,11 @@ def examine(folder: str = ".") -> dict[str, Any]:
 
     from . import __version__
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     findings: dict[str, Any] = {
         "neurokube": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cores": cores,
+        "cores": cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "memory_available_bytes": psutil.virtual_memory().available,
         "disk_free_bytes": shutil.disk_usage(folder).free,

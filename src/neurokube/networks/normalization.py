@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..blocks import Box, Grid
+from ..blocks import Grid
 from ..errors import DataError
 from ..volumes import Volume
 
@@ -52,8 +52,3 @@ class Normalization(BaseModel):
     def apply(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return normalized grey values, float32, of the same shape."""
         return (image.astype(np.float32) - np.float32(self.mean)) / np.float32(self.deviation)
-
-
-def whole(volume: Volume) -> NDArray[np.uint8]:
-    """Return all voxels of a small volume."""
-    return np.asarray(volume.read(Box.of(volume.spec.shape)), np.uint8)

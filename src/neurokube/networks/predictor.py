@@ -19,6 +19,10 @@ Backend = Literal["openvino", "torch", "cuda"]
 Precision = Literal["float32", "bfloat16"]
 
 
+BATCHES: dict[Backend, int] = {"openvino": 1, "torch": 2, "cuda": 4}
+"""Windows at once, where nobody says: PyTorch convolves a single small one on a CPU by a slow way."""
+
+
 class Numerics(BaseModel):
     """What decides the bits of a prediction, beside weights and software; fixed when a run is planned."""
 
@@ -34,8 +38,7 @@ class Numerics(BaseModel):
     def usual(cls, bundle: Bundle, window: Vector) -> Self:
         """Return the fastest backend and dtype that this machine has, a thread a process."""
         backend, dtype = fastest(bundle)
-        # PyTorch convolves a single small window on a CPU by its slow way; OpenVINO has no such trap
-        return cls(backend=backend, dtype=dtype, window=window, batch={"openvino": 1, "torch": 2, "cuda": 4}[backend])
+        return cls(backend=backend, dtype=dtype, window=window, batch=BATCHES[backend])
 
 
 def fastest(bundle: Bundle) -> tuple[Backend, Precision]:

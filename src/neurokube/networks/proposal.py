@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import log
 
+from ..volumes.volume import nanometres
 from .bundle import Card, known
 
 FARTHEST = 3.0
@@ -22,9 +23,9 @@ class Proposal:
     @property
     def remarks(self) -> list[str]:
         """What to know about the choice, a line each."""
-        size = " x ".join(f"{v:g}" for v in self.card.voxel_size)
+        size = nanometres(self.card.voxel_size)
         kind = f", {self.card.modality}" if self.card.modality else ""
-        lines = [f"The model was trained on voxels of {size} nm{kind}: {self.card.description}".rstrip(": ")]
+        lines = [f"The model was trained on voxels of {size}{kind}: {self.card.description}".rstrip(": ")]
         if far(self.card.voxel_size, self.voxel_size) > 0.05:
             lines.append("The image is resampled to these on the way in, probabilities back on the way out.")
         lines.append("On other tissue it is a start: a few annotated sections adapt it, see docs/adaptation.md.")

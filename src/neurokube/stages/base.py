@@ -13,6 +13,7 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, cast
 
 import numpy as np
@@ -210,8 +211,6 @@ class Stage(BaseModel):
     kind: ClassVar[str]
     version: ClassVar[int]
     roles: ClassVar[tuple[str, ...]] = ()
-    files: ClassVar[tuple[str, ...]] = ()
-    """Fields that may name a file; relative ones count from the workflow file."""
     unkeyed: ClassVar[tuple[str, ...]] = ("block",)
     """Fields that do not change what comes out."""
     found: ClassVar[tuple[str, ...]] = ()
@@ -224,6 +223,10 @@ class Stage(BaseModel):
     def references(self) -> dict[str, str]:
         """Return what the stage reads: role -> `input`, `stage` or `stage.output`."""
         return {role: name for role in self.roles if (name := getattr(self, role)) is not None}
+
+    def placed(self, folder: Path) -> Self:
+        """Return the stage with what it names beside the workflow file, in `folder`, named from anywhere."""
+        return self
 
     def settle(self, sources: Mapping[str, Source], before: "Stage | None") -> Self:
         """Return the stage with all that is to be found out when a run is planned; `before` is from the last time."""

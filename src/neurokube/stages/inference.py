@@ -65,10 +65,6 @@ class Inference:
         parts = [quantized(values) for _, values in self.layers(box, read)]
         return np.concatenate(parts, 1)
 
-    def unique_windows(self) -> int:
-        """Return how many windows the volume has."""
-        return len(self.grid)
-
     def _layer(self, row: int, box: Box) -> Box:
         """Return the part of the box that the windows of a row along z contribute to; the rows before end in it."""
         start, stop = self.grid.span(0, row)

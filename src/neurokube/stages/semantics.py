@@ -5,12 +5,13 @@ voxel size is resampled on the way in and the probabilities on the way out.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from math import prod, sqrt
-from typing import Annotated, Any, ClassVar, Self
+from pathlib import Path
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,14 @@ from ..blocks import Blocks, Box, Vector, WindowGrid
 from ..errors import ConfigurationError
 from ..evaluation.curves import quantized
 from ..networks import Card, Normalization, load_bundle
-from ..networks.bundle import Bundle, find, read_card
+from ..networks.bundle import BEST, Bundle, find, read_card
 from ..networks.permutations import permutations
-from ..networks.predictor import Backend, Numerics, Precision, fastest, open_predictor, software
+from ..networks.predictor import BATCHES, Backend, Numerics, Precision, fastest, open_predictor, software
 from ..networks.proposal import fits
-from ..volumes import VolumeSpec
+from ..volumes import Volume, VolumeSpec
 from ..volumes.resampling import Resampling
+from ..volumes.store import placed
+from ..volumes.volume import nanometres
 from .base import (
     SINGLE,
     Block,
@@ -41,7 +44,7 @@ from .base import (
     pyramid_steps,
     same_grid,
 )
-from .inference import Inference, Writer, recomputation
+from .inference import Inference, Inside, Read, Writer, recomputation
 
 _WASTE = 1.25
 """Blocks are made so large that at most this many windows are computed for each there is, where memory allows."""
@@ -74,7 +77,6 @@ class Semantics(TiledStage):
     kind: ClassVar[str] = "semantics"
     version: ClassVar[int] = 1
     roles: ClassVar[tuple[str, ...]] = ("image", "mask")
-    files: ClassVar[tuple[str, ...]] = ("model",)
     found: ClassVar[tuple[str, ...]] = ("settled",)
     unkeyed: ClassVar[tuple[str, ...]] = ("block", "memory", "model")
 
@@ -101,6 +103,14 @@ class Semantics(TiledStage):
     def card(self) -> Card:
         """What the model is."""
         return read_card(find(self.model))
+
+    def placed(self, folder: Path) -> Self:
+        """Return the stage with its model, where that is a path and no name, as it is from anywhere."""
+        prefix = BEST if self.model.startswith(BEST) else ""
+        path = self.model.removeprefix(prefix)
+        if not path or not (folder / path).exists():
+            return self
+        return self.model_copy(update={"model": prefix + placed(path, folder)})
 
     def settle(self, sources: Mapping[str, Source], before: Stage | None) -> Self:
         """Return the stage with window, batch, backend and dtype fixed: as before where nothing changed, else tried."""
@@ -131,11 +141,11 @@ class Semantics(TiledStage):
     def remarks(self, sources: Mapping[str, Source]) -> list[str]:
         """Say where image and model differ."""
         spec, found = sources["image"].spec, []
-        resampling = self._resampling(spec)
+        resampling = self.resampling(spec)
         if not resampling.is_identity:
             found.append(
-                f"the model was trained on voxels of {_nm(self.card.voxel_size)}, the image has "
-                f"{_nm(spec.voxel_size)}: it is resampled on the way in, and probabilities on the way out"
+                f"the model was trained on voxels of {nanometres(self.card.voxel_size)}, the image has "
+                f"{nanometres(spec.voxel_size)}: it is resampled on the way in, and probabilities on the way out"
             )
         return found
 
@@ -170,8 +180,8 @@ class Semantics(TiledStage):
             raise ConfigurationError(f"labels: {self.model} has no {unknown[0]}; it has {', '.join(card.labels)}")
         if not fits(card.voxel_size, image.voxel_size):
             raise ConfigurationError(
-                f"model: {self.model} is for voxels of {_nm(card.voxel_size)}, the image has "
-                f"{_nm(image.voxel_size)}: too far apart to resample; use or train another model"
+                f"model: {self.model} is for voxels of {nanometres(card.voxel_size)}, the image has "
+                f"{nanometres(image.voxel_size)}: too far apart to resample; use or train another model"
             )
         # windows that are not asked for are square
         choices = permutations(card.voxel_size, self.window or (1, 1, 1))
@@ -181,14 +191,27 @@ class Semantics(TiledStage):
                 "square windows allow 16 where pixels are square"
             )
 
-    def _resampling(self, image: VolumeSpec) -> Resampling:
+    def resampling(self, image: VolumeSpec) -> Resampling:
+        """Return how an image is seen in the model's voxels."""
         return Resampling.between(image.shape, image.voxel_size, self.card.voxel_size)
 
     def grid(self, image: VolumeSpec) -> WindowGrid:
         """Return the global grid of windows, in the model's voxels."""
         assert self.settled is not None
-        shape = self._resampling(image).new_shape
+        shape = self.resampling(image).new_shape
         return WindowGrid(shape, self.settled.numerics.window, self.settled.stride, self.settled.halo)
+
+    def inference(self, image: VolumeSpec, normalization: Normalization) -> Inference:
+        """Return the network over an image, for the labels that are written."""
+        assert self.settled is not None
+        card, numerics = self.card, self.settled.numerics
+        return Inference(
+            open_predictor(self.model, self.settled.sha256, numerics),
+            self.grid(image),
+            normalization,
+            permutations(card.voxel_size, numerics.window)[: self.permutations],
+            tuple(card.labels.index(name) for name in self.labels or card.labels),
+        )
 
     def _block(self, output: VolumeOutput, image: VolumeSpec) -> Vector:
         """Return the smallest block that computes few windows twice, or the best of those that memory allows."""
@@ -207,7 +230,7 @@ class Semantics(TiledStage):
 
     def recomputation(self, image: VolumeSpec, block: Vector) -> float:
         """Return how many windows blocks of these voxels compute for each window there is."""
-        back = self._resampling(image).inverse
+        back = self.resampling(image).inverse
         cuts = [
             [back.span(axis, start, min(start + side, length)) for start in range(0, length, side)]
             for axis, (length, side) in enumerate(zip(image.shape, block, strict=True))
@@ -217,7 +240,7 @@ class Semantics(TiledStage):
     def column(self, depth: int, image: VolumeSpec, window: int) -> float:
         """Return the bytes that a block holds for each voxel (y, x) of its face, `depth` the sections of a cell."""
         labels = len(self.labels or self.card.labels)
-        resampling = self._resampling(image)
+        resampling = self.resampling(image)
         # layers of cells being filled and written, and an encoded copy
         cells = 3 * labels * depth
         # the sum, the image of the windows at hand and of those ahead, each with a mask
@@ -242,8 +265,8 @@ def _settled(stage: Semantics, image: VolumeSpec) -> Settled:
     backend, dtype = fastest(bundle)
     backend = stage.backend or backend
     dtype = stage.dtype or ("float32" if backend != "cuda" and stage.backend else dtype)
-    batch = stage.network_batch or {"openvino": 1, "torch": 2, "cuda": 4}[backend]
-    shape = Resampling.between(image.shape, image.voxel_size, card.voxel_size).new_shape
+    batch = stage.network_batch or BATCHES[backend]
+    shape = stage.resampling(image).new_shape
     found = []
     for stride, halo, window in _windows(stage, card, shape):
         numerics = Numerics(backend=backend, dtype=dtype, window=window, batch=batch, threads=stage.threads)
@@ -322,100 +345,107 @@ class _Pass:
 
     def __init__(self, stage: Semantics, image: VolumeSpec, outputs: list[VolumeOutput]) -> None:
         self._stage = stage
+        self._image = image
         self._outputs = outputs
-        self._to_model = stage._resampling(image)
-        self._box = Box.of(image.shape)
 
     def compute(self, block: Block, data: Data) -> None:
         """Predict a block."""
-        stage = self._stage
-        assert stage.settled is not None
-        card = stage.card
-        normalization = card.normalization
+        normalization = self._stage.card.normalization
         if not isinstance(normalization, Normalization):
             mean, deviation = data.table("statistics", 0)
             normalization = Normalization(mean=float(mean), deviation=float(deviation))
-        names = [output.name for output in self._outputs]
-        inference = Inference(
-            open_predictor(stage.model, stage.settled.sha256, stage.settled.numerics),
-            stage.grid(replace(data.volume("image").spec, shape=self._box.shape)),
-            normalization,
-            permutations(card.voxel_size, stage.settled.numerics.window)[: stage.permutations],
-            tuple(card.labels.index(name) for name in names),
-        )
+        inference = self._stage.inference(self._image, normalization)
+        to_model = self._stage.resampling(self._image)
+        mask = data.volume("mask") if data.has("mask") else None
+        layers = layers_of(block.box, self._outputs[0].cell[0])
         with Writer() as writer:
-            layers = self._layers if self._to_model.is_identity else self._resampled
-            for box, values in layers(inference, block.box, data):
-                writer.write(lambda box=box, values=values: self._store(box, values, data))  # type: ignore[misc]
+            for box, values in predicted(inference, to_model, layers, data.volume("image"), mask):
+                writer.write(lambda box=box, values=values: self._store(box, values, mask, data))  # type: ignore[misc]
             writer.wait()
 
-    def _store(self, box: Box, values: NDArray[np.uint8], data: Data) -> None:
-        outside = data.volume("mask").read(box) == 0 if data.has("mask") else None
+    def _store(self, box: Box, values: NDArray[np.uint8], mask: Volume | None, data: Data) -> None:
+        outside = None if mask is None else mask.read(box) == 0
         for output, channel in zip(self._outputs, values, strict=True):
             if outside is not None:
                 channel[outside] = 0
             data.write(output.name, box, channel)
 
-    def _layers(self, inference: Inference, box: Box, data: Data) -> Iterator[tuple[Box, NDArray[np.uint8]]]:
-        """Yield finished layers of cells of a block."""
-        finished = iter(self._cells(box))
-        layer, values = box, np.empty((len(inference.labels), 0, *box.shape[1:]), np.uint8)
-        z = box.start[0]
-        for _, probabilities in inference.layers(box, self._read(data), self._inside(data)):
-            # section by section, which stay in the processor's cache
-            for section in range(probabilities.shape[1]):
-                if z == box.start[0] or z == layer.stop[0]:
-                    layer = next(finished)
-                    values = np.empty((len(inference.labels), *layer.shape), np.uint8)
-                for label, own in enumerate(probabilities[:, section]):
-                    values[label, z - layer.start[0]] = quantized(own)
-                z += 1
-                if z == layer.stop[0]:
-                    yield layer, values
 
-    def _resampled(self, inference: Inference, box: Box, data: Data) -> Iterator[tuple[Box, NDArray[np.uint8]]]:
-        """Yield finished layers of cells, predicted in the model's voxels."""
-        back = self._to_model.inverse
-        cells = self._cells(box)
+def predicted(
+    inference: Inference, to_model: Resampling, layers: Sequence[Box], image: Volume, mask: Volume | None = None
+) -> Iterator[tuple[Box, NDArray[np.uint8]]]:
+    """Yield the probabilities of layers, which follow one another along z, as 0 to 255: (layer, (label, z, y, x)).
+
+    Layers are in the image's voxels; the network sees these as `to_model` resamples them.
+    """
+    first, last = layers[0], layers[-1]
+    box = Box(first.start, last.stop)
+    read = _reader(image, to_model)
+    inside = None if mask is None else _wanted(mask, to_model)
+    if to_model.is_identity:
+        yield from _as_seen(inference.layers(box, read, inside), layers, len(inference.labels))
+    else:
+        back = to_model.inverse
         whole = back.needed(box)
-        held = np.empty((len(inference.labels), 0, *whole.shape[1:]), np.float32)
-        top = whole.start[0]
-        for part, probabilities in inference.layers(whole, self._read(data), self._inside(data)):
-            held = np.concatenate([held, probabilities], 1)
-            while cells and (needed := back.needed(cells[0])).stop[0] <= part.stop[0]:
-                held, top = held[:, needed.start[0] - top :], needed.start[0]
-                own = held[:, : needed.shape[0]]
-                yield cells[0], np.stack([quantized(back.linear(label, cells[0])) for label in own])
-                del cells[0]
-
-    def _cells(self, box: Box) -> list[Box]:
-        """Return the layers of cells of a block."""
-        depth, (start, *low), (stop, *high) = self._outputs[0].cell[0], box.start, box.stop
-        return [Box((z, low[0], low[1]), (min(z + depth, stop), high[0], high[1])) for z in range(start, stop, depth)]
-
-    def _read(self, data: Data) -> Any:
-        volume, to_model = data.volume("image"), self._to_model
-        if to_model.is_identity:
-            return volume.read
-
-        def read(box: Box) -> NDArray[np.uint8]:
-            grey = to_model.linear(volume.read(to_model.needed(box)).astype(np.float32), box)
-            return np.asarray(np.rint(grey), np.uint8)
-
-        return read
-
-    def _inside(self, data: Data) -> Any:
-        if not data.has("mask"):
-            return None
-        volume, to_model = data.volume("mask"), self._to_model
-
-        def inside(box: Box) -> NDArray[np.bool_]:
-            wanted = (volume.read(to_model.needed(box)) != 0).astype(np.float32)
-            # all from which a wanted voxel is made on the way back, be it ever so thin
-            return to_model.linear(wanted, box) > 0
-
-        return inside
+        yield from _resampled(inference.layers(whole, read, inside), layers, back, whole, len(inference.labels))
 
 
-def _nm(size: tuple[float, float, float]) -> str:
-    return " x ".join(f"{v:g}" for v in size) + " nm"
+def layers_of(box: Box, depth: int) -> list[Box]:
+    """Cut a box into layers of at most `depth` sections, from its first section on."""
+    (start, *low), (stop, *high) = box.start, box.stop
+    return [Box((z, low[0], low[1]), (min(z + depth, stop), high[0], high[1])) for z in range(start, stop, depth)]
+
+
+Parts = Iterator[tuple[Box, NDArray[np.float32]]]
+
+
+def _as_seen(parts: Parts, layers: Sequence[Box], labels: int) -> Iterator[tuple[Box, NDArray[np.uint8]]]:
+    following = iter(layers)
+    z = start = layers[0].start[0]
+    layer, values = layers[0], np.empty((labels, 0, *layers[0].shape[1:]), np.uint8)
+    for _, probabilities in parts:
+        # section by section, which stay in the processor's cache
+        for section in range(probabilities.shape[1]):
+            if z == start or z == layer.stop[0]:
+                layer = next(following)
+                values = np.empty((labels, *layer.shape), np.uint8)
+            for label, own in enumerate(probabilities[:, section]):
+                values[label, z - layer.start[0]] = quantized(own)
+            z += 1
+            if z == layer.stop[0]:
+                yield layer, values
+
+
+def _resampled(
+    parts: Parts, layers: Sequence[Box], back: Resampling, whole: Box, labels: int
+) -> Iterator[tuple[Box, NDArray[np.uint8]]]:
+    waiting = list(layers)
+    held = np.empty((labels, 0, *whole.shape[1:]), np.float32)
+    top = whole.start[0]
+    for part, probabilities in parts:
+        held = np.concatenate([held, probabilities], 1)
+        while waiting and (needed := back.needed(waiting[0])).stop[0] <= part.stop[0]:
+            held, top = held[:, needed.start[0] - top :], needed.start[0]
+            own = held[:, : needed.shape[0]]
+            yield waiting[0], np.stack([quantized(back.linear(label, waiting[0])) for label in own])
+            del waiting[0]
+
+
+def _reader(image: Volume, to_model: Resampling) -> Read:
+    if to_model.is_identity:
+        return image.read
+
+    def read(box: Box) -> NDArray[np.uint8]:
+        grey = to_model.linear(image.read(to_model.needed(box)).astype(np.float32), box)
+        return np.asarray(np.rint(grey), np.uint8)
+
+    return read
+
+
+def _wanted(mask: Volume, to_model: Resampling) -> Inside:
+    def inside(box: Box) -> NDArray[np.bool_]:
+        wanted = (mask.read(to_model.needed(box)) != 0).astype(np.float32)
+        # all from which a wanted voxel is made on the way back, be it ever so thin
+        return to_model.linear(wanted, box) > 0
+
+    return inside

@@ -1,6 +1,5 @@
 """The training file: what to learn from, and how."""
 
-import os
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -20,6 +19,8 @@ from pydantic import (
 
 from ..blocks import parse_region
 from ..errors import ConfigurationError, UsageError, surroundings
+from ..networks.bundle import first_mistake
+from ..volumes.store import placed
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Modality = Literal["sstem", "sbf-sem", "fib-sem"]
@@ -55,6 +56,11 @@ class LabelSource(_Strict):
             raise ValueError("give either 'volume' or 'boundaries_of'")
         return self
 
+    def placed(self, folder: Path) -> Self:
+        """Return the same with its path, which counts from `folder`, as it is from anywhere."""
+        paths = {"volume": self.volume, "boundaries_of": self.boundaries_of}
+        return self.model_copy(update={f: placed(path, folder) for f, path in paths.items() if path is not None})
+
     @property
     def path(self) -> str:
         """The volume that is read."""
@@ -85,6 +91,11 @@ class AnnotatedVolume(_Strict):
             except UsageError as error:
                 raise ValueError(str(error)) from None
         return region
+
+    def placed(self, folder: Path) -> Self:
+        """Return the same with its paths, which count from `folder`, as they are from anywhere."""
+        truth = {name: source.placed(folder) for name, source in self.truth.items()}
+        return self.model_copy(update={"image": placed(self.image, folder), "truth": truth})
 
 
 class Augmentation(_Strict):
@@ -170,16 +181,26 @@ def load_training(path: str) -> Training:
         UsageError: where there is no such file.
         ConfigurationError: where it does not say a training; names the field.
     """
-    file = Path(path)
+    document = read_document(path, "a training file", "holds no settings; docs/training.md shows a training file")
+    return parse_training(document, where=path, folder=Path(path).parent)
+
+
+def read_document(path: str, what: str, empty: str) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds; `what` it should be and what is `empty` about another are told.
+
+    Raises:
+        UsageError: where there is no such file.
+        ConfigurationError: where it is no YAML, or no mapping.
+    """
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise surroundings(error, path) or UsageError(f"{path}: {error.strerror}; name a training file") from None
+        raise surroundings(error, path) or UsageError(f"{path}: {error.strerror}; name {what}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
-        raise ConfigurationError(f"{path}: holds no settings; docs/training.md shows a training file")
-    return parse_training(document, where=path, folder=file.parent)
+        raise ConfigurationError(f"{path}: {empty}")
+    return document
 
 
 def parse_training(document: dict[str, Any], *, where: str, folder: Path | None = None) -> Training:
@@ -191,12 +212,10 @@ def parse_training(document: dict[str, Any], *, where: str, folder: Path | None 
     try:
         training = Training.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        mistake, first = first_mistake(error), error.errors()[0]
         if first["type"] == "extra_forbidden":
-            message = f"unknown field{_suggestion(str(first['loc'][-1]))}"
-        raise ConfigurationError(f"{where}: {field + ': ' if field else ''}{message}") from None
+            mistake = mistake.replace(first["msg"], f"unknown field{_suggestion(str(first['loc'][-1]))}")
+        raise ConfigurationError(f"{where}: {mistake}") from None
     return training if folder is None else _placed(training, folder)
 
 
@@ -207,24 +226,11 @@ def _suggestion(word: str) -> str:
 
 
 def _placed(training: Training, folder: Path) -> Training:
-    def place(path: str) -> str:
-        # stores take no '..' in a path
-        return path if "://" in path else os.path.normpath((folder / Path(path).expanduser()).absolute())
-
-    def placed(volume: AnnotatedVolume) -> AnnotatedVolume:
-        truth = {
-            name: source.model_copy(
-                update={f: place(p) for f in ("volume", "boundaries_of") if (p := getattr(source, f)) is not None}
-            )
-            for name, source in volume.truth.items()
-        }
-        return volume.model_copy(update={"image": place(volume.image), "truth": truth})
-
     return training.model_copy(
         update={
-            "workspace": place(training.workspace),
-            "scratch": None if training.scratch is None else place(training.scratch),
-            "volumes": tuple(placed(v) for v in training.volumes),
-            "validation": tuple(placed(v) for v in training.validation),
+            "workspace": placed(training.workspace, folder),
+            "scratch": None if training.scratch is None else placed(training.scratch, folder),
+            "volumes": tuple(volume.placed(folder) for volume in training.volumes),
+            "validation": tuple(volume.placed(folder) for volume in training.validation),
         }
     )

@@ -19,7 +19,7 @@ from ..errors import ConfigurationError, DataError, surroundings
 from ..networks.normalization import Normalization
 from ..volumes import Volume, open_volume
 from ..volumes.resampling import ALIKE, Resampling
-from ..volumes.volume import COARSE, Nanometres
+from ..volumes.volume import COARSE, Nanometres, nanometres
 from .config import AnnotatedVolume, LabelSource
 
 MOST_LABELS = 24
@@ -163,7 +163,8 @@ class _Placed:
             raise DataError(f"{source.path}: holds {spec.dtype}, not labels; import it with --labels")
         if any(abs(a / b - 1) > ALIKE for a, b in zip(spec.voxel_size, ours.voxel_size, strict=True)):
             raise DataError(
-                f"{source.path}: its voxels are {_nm(spec.voxel_size)}, those of {image.url} {_nm(ours.voxel_size)}; "
+                f"{source.path}: its voxels are {nanometres(spec.voxel_size)}, "
+                f"those of {image.url} {nanometres(ours.voxel_size)}; "
                 "import the annotation with the voxel size of its image"
             )
         moved = [(a - b) / v for a, b, v in zip(spec.offset, ours.offset, ours.voxel_size, strict=True)]
@@ -263,10 +264,6 @@ def _check_truth(loaded: Annotated, labels: Sequence[str], entry: AnnotatedVolum
             )
     if not counts[:, 1].any():
         raise DataError(f"{entry.image}: its truth has no voxel of any label; check 'values'")
-
-
-def _nm(size: Nanometres) -> str:
-    return " x ".join(f"{v:g}" for v in size) + " nm"
 
 
 def _cache_key(entry: AnnotatedVolume, labels: Sequence[str], voxel_size: Nanometres, image: Volume, box: Box) -> str:

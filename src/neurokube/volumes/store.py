@@ -20,6 +20,14 @@ def join(url: str, *names: str) -> str:
     return "/".join([url.rstrip("/"), *(n.strip("/") for n in names)])
 
 
+def placed(path: str, folder: Path) -> str:
+    """Return a path that a file in `folder` names, as it is from anywhere; a URL stays as it is."""
+    # pathlib takes './~name' for a home folder, and refuses a '~name' that is none
+    home = os.path.expanduser(path)  # noqa: PTH111
+    # stores take no '..' in a path
+    return path if "://" in path else os.path.normpath((folder / home).absolute())
+
+
 @lru_cache(maxsize=1)
 def context() -> ts.Context:
     """Return the process's tensorstore context: a bounded cache and bounded copies."""

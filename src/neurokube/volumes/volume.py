@@ -17,6 +17,12 @@ from .store import Store, context, join, kvstore_spec
 Kind = Literal["image", "labels"]
 Nanometres = tuple[float, float, float]
 
+
+def nanometres(size: Nanometres) -> str:
+    """Return a voxel size in words, as `40 x 8 x 8 nm`."""
+    return " x ".join(f"{v:g}" for v in size) + " nm"
+
+
 COARSE = 3.0
 """From this ratio of section thickness to pixel on, a volume counts as coarse in z."""
 
@@ -221,7 +227,7 @@ def open_volume(url: str) -> Volume:
 
 _ZSTD = {"name": "zstd", "configuration": {"level": 1}}
 _CRC = {"name": "crc32c"}
-_NANOMETRES = {"angstrom": 0.1, "nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "meter": 1e9}
+NANOMETRES = {"angstrom": 0.1, "nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "meter": 1e9}
 
 
 class _Metadata(NamedTuple):
@@ -262,7 +268,7 @@ def _metadata(where: str, group: Any) -> _Metadata:
 
 
 def _nanometres(values: Sequence[float], units: Sequence[str]) -> Nanometres:
-    z, y, x = (value * _NANOMETRES[unit] for value, unit in zip(values[-3:], units, strict=True))
+    z, y, x = (value * NANOMETRES[unit] for value, unit in zip(values[-3:], units, strict=True))
     return z, y, x
 
 
@@ -286,8 +292,8 @@ def _check_axes(where: str, axes: Sequence[str], units: Sequence[str]) -> None:
         raise DataError(
             f"{where}: axes are {', '.join(axes)}; they must be z, y, x or c, z, y, x: import the data anew"
         )
-    if foreign := [unit for unit in units if unit not in _NANOMETRES]:
-        raise DataError(f"{where}: unknown unit '{foreign[0]}'; correct it to one of {', '.join(_NANOMETRES)}")
+    if foreign := [unit for unit in units if unit not in NANOMETRES]:
+        raise DataError(f"{where}: unknown unit '{foreign[0]}'; correct it to one of {', '.join(NANOMETRES)}")
 
 
 def _fitting(shard: Vector, chunk: Vector) -> Vector:

@@ -1,6 +1,5 @@
 """The workflow file: YAML, checked by pydantic, every mistake named by file and field."""
 
-import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -21,9 +20,9 @@ from pydantic import (
 from pydantic import WrapValidator as Wrap
 
 from ..errors import ConfigurationError
-from ..networks.bundle import BEST
 from ..stages import STAGES, Stage
 from ..stages.base import Extent
+from ..volumes.store import placed
 
 _A_MAPPING = "must be a mapping, lines of 'name: value'"
 
@@ -153,21 +152,10 @@ def parse_workflow(document: Any, *, where: str = "workflow", folder: Path | Non
         raise ConfigurationError(f"{where}: {error}") from None
     if folder is None:
         return workflow
-    inputs = {name: InputVolume(path=_resolved(volume.path, folder)) for name, volume in workflow.inputs.items()}
-    stages = {name: _found(stage, folder) for name, stage in workflow.stages.items()}
-    workspace = _resolved(workflow.workspace, folder)
+    inputs = {name: InputVolume(path=placed(volume.path, folder)) for name, volume in workflow.inputs.items()}
+    stages = {name: stage.placed(folder) for name, stage in workflow.stages.items()}
+    workspace = placed(workflow.workspace, folder)
     return workflow.model_copy(update={"inputs": inputs, "stages": stages, "workspace": workspace})
-
-
-def _found(stage: Stage, folder: Path) -> Stage:
-    """Return a stage whose fields that name a file beside the workflow name it from anywhere."""
-    found = {}
-    for name in stage.files:
-        path = str(getattr(stage, name) or "")
-        prefix = BEST if path.startswith(BEST) else ""
-        if path and (folder / path.removeprefix(prefix)).exists():
-            found[name] = prefix + _resolved(path.removeprefix(prefix), folder)
-    return stage.model_copy(update=found) if found else stage
 
 
 def _describe(mistakes: list[Any], document: Mapping[str, Any]) -> str:
@@ -241,13 +229,6 @@ def _yaml_problem(error: Exception) -> str:
 def _suggestion(word: str, known: Any) -> str:
     close = get_close_matches(word, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(known)}"
-
-
-def _resolved(path: str, folder: Path) -> str:
-    # pathlib takes './~name' for a home folder, and refuses a '~name' that is none
-    home = os.path.expanduser(path)  # noqa: PTH111
-    # stores take no '..' in a path
-    return path if "://" in path else os.path.normpath((folder / home).absolute())
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -1,16 +1,14 @@
 """The file of truths: annotated volumes to test models on, and others to choose thresholds by."""
 
-import os
 from itertools import product
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...blocks import Box, parse_region
-from ...errors import ConfigurationError, UsageError, surroundings
+from ...errors import ConfigurationError
 from ...networks.bundle import first_mistake
-from ...training.config import AnnotatedVolume
+from ...training.config import AnnotatedVolume, read_document
 from ...volumes import open_volume
 
 EXAMPLE = "lines 'test:' and '  - {image: image.zarr, truth: {membranes: membranes.zarr}}'"
@@ -37,15 +35,7 @@ def load_truth(path: str) -> TruthFile:
         UsageError: where there is no such file.
         ConfigurationError: where it says something else, or tests on what thresholds are chosen by.
     """
-    file = Path(path)
-    try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise surroundings(error, path) or UsageError(f"{path}: {error.strerror}; name a file of truths") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: no YAML: {' '.join(str(error).split())[:150]}") from None
-    if not isinstance(document, dict):
-        raise ConfigurationError(f"{path}: names no volumes; write {EXAMPLE}")
+    document = read_document(path, "a file of truths", f"names no volumes; write {EXAMPLE}")
     try:
         parsed = TruthFile.model_validate(document)
     except ValidationError as error:
@@ -53,13 +43,13 @@ def load_truth(path: str) -> TruthFile:
         raise ConfigurationError(
             f"{path}: {mistake.replace('Field required', f'is missing; write {EXAMPLE}')}"
         ) from None
-    folder = file.parent
-    placed = TruthFile(
-        test=tuple(_placed(volume, folder) for volume in parsed.test),
-        validation=tuple(_placed(volume, folder) for volume in parsed.validation),
+    folder = Path(path).parent
+    found = TruthFile(
+        test=tuple(volume.placed(folder) for volume in parsed.test),
+        validation=tuple(volume.placed(folder) for volume in parsed.validation),
     )
-    _refuse_shared_voxels(placed, path)
-    return placed
+    _refuse_shared_voxels(found, path)
+    return found
 
 
 def region_of(entry: AnnotatedVolume) -> Box:
@@ -78,17 +68,3 @@ def _refuse_shared_voxels(truth: TruthFile, path: str) -> None:
 
 def _same(image: str, other: str) -> bool:
     return image == other or ("://" not in image + other and Path(image).resolve() == Path(other).resolve())
-
-
-def _placed(volume: AnnotatedVolume, folder: Path) -> AnnotatedVolume:
-    def place(path: str | None) -> str | None:
-        if path is None or "://" in path:
-            return path
-        # a store takes no path with '..' in it
-        return os.path.normpath((folder / Path(path).expanduser()).absolute())
-
-    truth = {
-        name: source.model_copy(update={f: place(getattr(source, f)) for f in ("volume", "boundaries_of")})
-        for name, source in volume.truth.items()
-    }
-    return volume.model_copy(update={"image": place(volume.image), "truth": truth})

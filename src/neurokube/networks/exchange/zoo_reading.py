@@ -14,6 +14,7 @@ import yaml
 from numpy.typing import NDArray
 
 from ...errors import DataError, UsageError
+from ...volumes.volume import NANOMETRES
 from .archives import inside
 from .descriptions import first_error, offline
 from .running import Image, require
@@ -26,7 +27,6 @@ DESCRIPTIONS = ("bioimageio.yaml", "rdf.yaml")
 
 _AXES = ["b", "c", "z", "y", "x"]
 _LETTERS = {"batch": "b", "channel": "c", "time": "t", "index": "i"}
-_NANOMETRES = {"angstrom": 0.1, "nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "meter": 1e9}
 
 
 @dataclass(frozen=True)
@@ -243,9 +243,9 @@ def _postprocessing(labels: Any, source: str) -> bool:
 
 def _voxel_size(image: Any) -> list[float] | None:
     space = image.axes[2:]
-    if any(axis.unit not in _NANOMETRES for axis in space):
+    if any(axis.unit not in NANOMETRES for axis in space):
         return None
-    return [round(axis.scale * _NANOMETRES[axis.unit], 6) for axis in space]
+    return [round(axis.scale * NANOMETRES[axis.unit], 6) for axis in space]
 
 
 def _window(image: Any, labels: Any, tested: tuple[int, ...] | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from zipfile import ZipFile
 
 from ...errors import DataError
 from ..sources import _blaming
-from ..volume import _NANOMETRES, Nanometres
+from ..volume import NANOMETRES, Nanometres
 from .arrays import LabelArray, driver_of
 from .painted import Painted
 
@@ -108,7 +108,7 @@ def _choose(path: str, found: Sequence[_Annotated], dataset: str | None) -> _Ann
 
 
 def _nanometres(xyz: Sequence[float], unit: str | None) -> Nanometres:
-    x, y, z = (value * _NANOMETRES[unit or "nanometer"] for value in xyz)
+    x, y, z = (value * NANOMETRES[unit or "nanometer"] for value in xyz)
     return z, y, x
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ...errors import DataError
 from ..sources import _blaming
-from ..volume import _NANOMETRES, Nanometres, _placed
+from ..volume import NANOMETRES, Nanometres, _placed
 from .arrays import LabelArray, arrays_below, driver_of, listing
 from .painted import Painted
 
@@ -82,7 +82,7 @@ def _ome(folder: Path) -> _Ome | None:
     scale, translation = _placed(transformations, len(axes))
     if len(spatial) < 3 or (all(scale[k] == 1 for k in positions) and not any(units.get(name) for name in spatial)):
         return _Ome(finest["path"], positions, None, None)
-    nm = [_NANOMETRES[units.get(name) or "nanometer"] for name in spatial]
+    nm = [NANOMETRES[units.get(name) or "nanometer"] for name in spatial]
     (sz, sy, sx), (tz, ty, tx) = ([v[k] * n for k, n in zip(positions, nm, strict=True)] for v in (scale, translation))
     return _Ome(finest["path"], positions, (sz, sy, sx), (tz, ty, tx) if transformations else None)
 
