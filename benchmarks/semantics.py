@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("part", choices=["prepare", "plain", "ours", "adapt", "score"])
     parser.add_argument("--minutes", type=float, default=12)
-    parser.add_argument("--steps", type=int, help="with ours and adapt: so many instead of minutes")
+    parser.add_argument("--steps", type=int, help="so many instead of minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--name")
@@ -49,7 +49,7 @@ def main() -> None:
     if arguments.part == "prepare":
         prepare(arguments.data, folder)
     elif arguments.part == "plain":
-        plain(folder, arguments.minutes, arguments.seed, arguments.threads)
+        plain(folder, arguments.minutes, arguments.seed, arguments.threads, arguments.steps)
     elif arguments.part == "ours":
         name = arguments.name or f"ours-{arguments.seed}"
         settings = {"seed": arguments.seed, **changes(arguments.set)}
@@ -85,7 +85,7 @@ def configuration(folder: Path, name: str, threads: int, settings: dict) -> dict
         "validation": [annotated(folder, 11, 12)],
         # half the resolution: with the same minutes four times as much tissue is seen
         "voxel_size": [50, 9.2, 9.2],
-        "size": [12, 32, 64, 96],
+        "size": [16, 32, 64, 128],
         "window": [6, 144, 144],
         "learning_rate": 0.004,
         "threads": threads,
@@ -146,9 +146,10 @@ def features(card: dict) -> list[int]:
     return [level["features"] for level in card["architecture"]["levels"]]
 
 
-def plain(folder: Path, minutes: float, seed: int, threads: int) -> None:
+def plain(folder: Path, minutes: float, seed: int, threads: int, steps: int | None) -> None:
     """Train the plain U-Net: cross-entropy and Dice, flips, transposes and contrast, one cycle of the rate."""
     from neurokube.networks import Normalization, write_bundle
+    from neurokube.networks.precision import fast_bfloat16
     from neurokube.training.config import AnnotatedVolume, Augmentation
     from neurokube.training.losses import MaskedLoss
     from neurokube.training.sampling import Windows
@@ -168,24 +169,27 @@ def plain(folder: Path, minutes: float, seed: int, threads: int) -> None:
     network = PlainUNet(len(labels)).to(memory_format=torch.channels_last_3d)
     loss = MaskedLoss(torch.ones(len(labels)), 1.0)
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+    half = fast_bfloat16()
 
     def step(number: int) -> None:
         windows.first, windows.count = 2 * number, 2
         image, truth, known = (torch.stack(parts) for parts in zip(windows[0], windows[1], strict=True))
-        value = loss(network(image.contiguous(memory_format=torch.channels_last_3d)), truth, known)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found = network(image.contiguous(memory_format=torch.channels_last_3d))
+        value = loss(found.float(), truth, known)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
 
     step(0)
     started = time.monotonic()
-    for number in range(5):
+    for number in range(1, 6):
         step(number)
-    steps = int(60 * minutes / (time.monotonic() - started) * 5)
+    steps = steps or int(60 * minutes / (time.monotonic() - started) * 5)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     started = time.monotonic()
     for number in range(steps):
-        step(5 + number)
+        step(6 + number)
         schedule.step()
         if number % 20 == 0:
             print(f"step {number} of {steps}, {time.monotonic() - started:.0f} s", flush=True)

@@ -148,7 +148,7 @@ class SemanticsModule(LightningModule):
         halo = tuple(min(f, n // 4) // m * m for f, n, m in zip((8, 24, 24), tile, factor, strict=True))
         grid = Grid(volume.shape, cast(Vector, tile))
         out = np.zeros((len(self.labels), *volume.shape), np.uint8)
-        with torch.inference_mode():
+        with torch.inference_mode(), self.trainer.precision_plugin.forward_context():
             for index in range(len(grid)):
                 box = grid.box(index)
                 source = box.grow(halo)
