@@ -5,9 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from neurokube.errors import DataError
+from neurokube.errors import DataError, UsageError
 from neurokube.networks import load_bundle, write_bundle
+from neurokube.networks.exchange.exporting import export_model
+from neurokube.networks.exchange.importing import import_model
+from neurokube.networks.exchange.tables import models_table
 from neurokube.networks.generator import Generator, GeneratorConfig
+from neurokube.networks.permutations import permutations, permute, restore
 
 configs = st.builds(
     GeneratorConfig,
@@ -55,6 +59,22 @@ def test_output_depends_on_what_is_in_the_receptive_field_and_nothing_else(confi
     assert any(f == r for r, f in zip(reached, config.receptive_field, strict=True))
 
 
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_what_is_made_of_a_permuted_image_is_put_back_where_it_belongs(factor):
+    network = Generator(GeneratorConfig(features=4, blocks=1, factor=factor))
+    image = np.random.default_rng(0).random((2, 5, 6, 6), np.float32)
+
+    def made(images):
+        with torch.no_grad():
+            return network(torch.from_numpy(np.ascontiguousarray(images))[:, None]).numpy()
+
+    expected = made(image)[:, :, : 4 * factor + 1]
+    for permutation in permutations((4.0, 1.0, 1.0), (5, 6, 6)):
+        found = restore(made(permute(image, permutation)), permutation, factor)
+        assert found.shape == (2, 1, 5 * factor, 6, 6)
+        assert np.abs(found[:, :, : 4 * factor + 1] - expected).max() < 1e-5
+
+
 def test_network_of_one_section_cannot_make_more():
     with pytest.raises(ValidationError, match="use zx"):
         GeneratorConfig(factor=2, plane="yx")
@@ -70,15 +90,45 @@ CARD = {
 }
 
 
-def test_bundle_keeps_a_generator(tmp_path):
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
     network = trained(GeneratorConfig(features=4, blocks=1, factor=2))
     architecture = {"kind": "generator", **network.config.model_dump()}
-    write_bundle(tmp_path / "finer", {**CARD, "architecture": architecture}, network.state_dict())
-    bundle = load_bundle(str(tmp_path / "finer"))
-    assert bundle.card.factor == 2
+    folder = tmp_path_factory.mktemp("bundle") / "finer"
+    return write_bundle(folder, {**CARD, "architecture": architecture}, network.state_dict())
+
+
+def test_bundle_keeps_a_generator(bundle):
+    again = load_bundle(str(bundle.folder))
+    assert again.card.factor == 2
     image = torch.randn(1, 1, 4, 8, 8)
     with torch.no_grad():
-        assert torch.equal(bundle.network()(image), network(image))
+        assert torch.equal(again.network()(image), trained(again.card.architecture)(image))
+
+
+def test_other_programs_run_it_on_windows_of_any_size(bundle, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    image = np.random.default_rng(0).standard_normal((2, 1, 7, 20, 9), np.float32)
+    with torch.no_grad():
+        expected = bundle.network()(torch.from_numpy(image)).numpy()
+    assert expected.shape == (2, 1, 14, 20, 9)
+    export_model(bundle, tmp_path / "finer.pt", format="torchscript")
+    assert np.abs(torch.jit.load(tmp_path / "finer.pt")(torch.from_numpy(image)).detach() - expected).max() < 1e-5
+    export_model(bundle, tmp_path / "finer.onnx", format="onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "finer.onnx")
+    assert np.abs(session.run(None, {"image": image})[0] - expected).max() < 1e-5
+
+
+def test_package_of_the_zoo_is_refused(bundle, tmp_path):
+    with pytest.raises(UsageError, match=r"^finer: makes images[^\n]*--format onnx or torchscript$"):
+        export_model(bundle, tmp_path / "finer.zip", format="bioimageio")
+
+
+def test_it_is_imported_and_listed(bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEUROKUBE_MODELS", str(tmp_path / "models"))
+    import_model(bundle.folder)
+    row = next(row for row in models_table() if row["name"] == "finer")
+    assert (row["labels"], row["factor"], row["scores"]) == (["image"], 2, "")
 
 
 @pytest.mark.parametrize(
