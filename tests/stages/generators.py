@@ -41,7 +41,7 @@ def write_generator(folder: Path, seed: int | None = 0, factor: int = 1, plane: 
 class Bench(benches.Bench):
     """A folder in which runs of one of the stages are made that make images."""
 
-    usual: ClassVar[Settings] = {"tile": [8, 16, 16], "window": [11, 24, 24]}
+    usual: ClassVar[Settings] = {"tile": [8, 24, 24], "window": [11, 24, 24]}
     factor = 1
 
     def __init__(

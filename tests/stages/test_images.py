@@ -89,7 +89,7 @@ def test_output_does_not_depend_on_order_or_number_of_workers(bench):
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(bench):
     here = bench()
-    slow = {"permutations": 16, "block": [8, 16, 16]}
+    slow = {"permutations": 16, "block": [8, 24, 24]}
     reference = here.results("undisturbed", permutations=16)
     path = here.folder / "workflow.yaml"
     path.write_text(yaml.safe_dump(here.document("run", slow)))
