@@ -51,7 +51,7 @@ def import_(
     multiple: Annotated[str | None, typer.Option(help="Z,Y,X: sides of windows are multiples of these")] = None,
     halo: Annotated[str | None, typer.Option(help="Z,Y,X voxels to drop at a window's faces")] = None,
     normalization: Annotated[str | None, typer.Option(help="'volume', or MEAN,DEVIATION of grey values")] = None,
-    output: Annotated[str | None, typer.Option(help="logits or probabilities [default: found out]")] = None,
+    output: Annotated[str | None, typer.Option(help="logits, probabilities or image [default: found out]")] = None,
     modality: Annotated[str | None, typer.Option(help="as FIB-SEM")] = None,
     licence: Annotated[str | None, typer.Option(help="as CC-BY-4.0")] = None,
     weights: Annotated[str | None, typer.Option(help="safetensors file, for package:factory")] = None,

@@ -1,7 +1,6 @@
 """A network as a stage: the same bits however the volume is cut, and what is refused."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -9,28 +8,27 @@ import time
 from collections.abc import Callable
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import benches
 import numpy as np
 import pytest
 import torch
 import yaml
+from benches import SHAPE, Settings, same, texture, write_volume, written
 from numpy.typing import NDArray
 
-from neurokube.blocks import Box, WindowGrid
+from neurokube.blocks import WindowGrid
 from neurokube.engines import Batch, InProcess
 from neurokube.engines.local import Local
 from neurokube.errors import ConfigurationError, DataError, NeuroKubeError
 from neurokube.networks import Bundle, Normalization, load_bundle, write_bundle
 from neurokube.networks.unet import UNet, UNetConfig
 from neurokube.stages import Semantics
-from neurokube.volumes import VolumeSpec, create
-from neurokube.workflow import Run, execute, parse_workflow, work
+from neurokube.workflow import Run, execute, work
 
-SHAPE = (12, 36, 40)
 LABELS = ("membrane", "mitochondria", "nucleus")
 WINDOW, OVERLAP = [8, 24, 24], [1, 2, 2]
-Settings = dict[str, Any]
 
 
 def write_model(folder: Path, seed: int = 0, **fields: Any) -> Bundle:
@@ -53,69 +51,16 @@ def write_model(folder: Path, seed: int = 0, **fields: Any) -> Bundle:
     return write_bundle(folder, {**card, **fields}, network.state_dict())
 
 
-def texture(shape: tuple[int, int, int] = SHAPE) -> NDArray[np.uint8]:
-    """Return an image of blobs and noise without a 0 in it."""
-    z, y, x = np.ogrid[tuple(slice(n) for n in shape)]
-    waves = np.sin(z / 2.1) + np.sin(y / 3.3 + z / 5) + np.sin(x / 2.7 - y / 7)
-    noise = np.random.default_rng(0).normal(0, 12, shape)
-    return np.clip(127 + 25 * waves + noise, 1, 255).astype(np.uint8)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Bundle:
     return write_model(tmp_path_factory.mktemp("model"))
 
 
-def write_volume(path: Path, voxels: NDArray[np.uint8], voxel_size: tuple[float, float, float]) -> None:
-    volume = create(str(path), VolumeSpec(voxels.shape, "uint8", voxel_size), attributes={"fingerprint": path.name})
-    volume.write(Box.of(voxels.shape), voxels)
+class Bench(benches.Bench):
+    """A folder in which a U-Net's runs are made."""
 
-
-class Bench:
-    """A folder with an image and perhaps a mask, in which runs are made."""
-
-    def __init__(self, folder: Path, model: Path, image: NDArray[np.uint8], voxel_size: tuple[float, float, float]):
-        self.folder, self.model, self.image = folder, model, image
-        self.inputs = {"image": {"path": str(folder / "image.zarr")}}
-        write_volume(folder / "image.zarr", image, voxel_size)
-
-    def mask(self, voxels: NDArray[np.uint8]) -> None:
-        write_volume(self.folder / "mask.zarr", voxels, (10.0, 10.0, 10.0))
-        self.inputs["mask"] = {"path": str(self.folder / "mask.zarr")}
-
-    def document(self, name: str, settings: Settings) -> dict[str, Any]:
-        usual = {"model": str(self.model), "tile": [8, 16, 16], "window": WINDOW, "overlap": OVERLAP}
-        stage = usual | {"backend": "torch", "network_batch": 2} | settings
-        stage |= {"mask": "mask"} if "mask" in self.inputs else {}
-        return {
-            "name": re.sub(r"\W+", "-", name).strip("-"),
-            "workspace": str(self.folder / "runs"),
-            "inputs": self.inputs,
-            "stages": {"semantics": {k: v for k, v in stage.items() if v is not None}},
-        }
-
-    def plan(self, name: str = "run", **settings: Any) -> Run:
-        return Run.planned(parse_workflow(self.document(name, settings)))
-
-    def results(self, name: str = "run", **settings: Any) -> dict[str, NDArray[np.uint8]]:
-        """Return what a run writes, an array for each label and resolution."""
-        run = self.plan(name, **settings)
-        execute(run, InProcess(), quiet=True)
-        return written(run)
-
-
-def written(run: Run) -> dict[str, NDArray[np.uint8]]:
-    stage = run.plan.stages[0]
-    found = {}
-    for name in stage.stage.labels or LABELS:  # type: ignore[attr-defined]
-        volume = stage.data().volume(name)
-        for level in range(len(volume.arrays)):
-            found[f"{name}/{level}"] = volume.read(Box.of(volume.level_shape(level)), level)
-    return found
-
-
-def same(ones: dict[str, NDArray[np.uint8]], others: dict[str, NDArray[np.uint8]]) -> bool:
-    return ones.keys() == others.keys() and all(np.array_equal(ones[name], others[name]) for name in ones)
+    kind = "semantics"
+    usual: ClassVar[Settings] = {"tile": [8, 16, 16], "window": WINDOW, "overlap": OVERLAP}
 
 
 MakeBench = Callable[..., Bench]

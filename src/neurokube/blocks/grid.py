@@ -135,6 +135,13 @@ class WindowGrid:
                 "a window must be at least its stride and two halos wide"
             )
 
+    def with_sections(self, factor: int) -> "WindowGrid":
+        """Return the grid of the same windows where each section has become `factor` sections."""
+        if factor == 1:
+            return self
+        sides = (self.shape, self.window, self.stride, self.halo)
+        return WindowGrid(*((factor * z, y, x) for z, y, x in sides))
+
     @property
     def overlap(self) -> Vector:
         """How many voxels of its core a window shares with the next."""

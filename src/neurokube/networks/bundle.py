@@ -61,6 +61,33 @@ class UNetArchitecture(_Strict):
     levels: tuple[UNetLevel, ...]
 
 
+class GeneratorConfig(_Strict):
+    """What a network that makes images of images (`networks.generator`) looks like."""
+
+    features: PositiveInt = 32
+    blocks: PositiveInt = Field(8, description="residual blocks, of two convolutions each")
+    factor: PositiveInt = Field(1, description="sections that come out for each that goes in")
+    plane: Literal["zx", "yx"] = Field("zx", description="the axes that convolutions see")
+
+    @model_validator(mode="after")
+    def _sees_sections(self) -> Self:
+        if self.factor > 1 and "z" not in self.plane:
+            raise ValueError(f"plane: {self.plane} sees one section, which tells nothing of those between; use zx")
+        return self
+
+    @property
+    def receptive_field(self) -> tuple[int, int, int]:
+        """How many voxels (z, y, x) of the input on either side of one its value can depend on."""
+        z, y, x = (2 * self.blocks + 2 if axis in self.plane else 0 for axis in "zyx")
+        return z, y, x
+
+
+class GeneratorArchitecture(GeneratorConfig):
+    """Our network that makes images of images (`networks.generator`)."""
+
+    kind: Literal["generator"] = "generator"
+
+
 class TorchScriptArchitecture(_Strict):
     """Somebody else's model as TorchScript."""
 
@@ -82,7 +109,8 @@ class PythonArchitecture(_Strict):
 
 
 Architecture = Annotated[
-    UNetArchitecture | TorchScriptArchitecture | OnnxArchitecture | PythonArchitecture, Field(discriminator="kind")
+    UNetArchitecture | GeneratorArchitecture | TorchScriptArchitecture | OnnxArchitecture | PythonArchitecture,
+    Field(discriminator="kind"),
 ]
 
 
@@ -99,14 +127,17 @@ class Card(_Strict):
     architecture: Architecture
     channels: PositiveInt = Field(1, description="image channels")
     labels: tuple[str, ...] = Field(min_length=1, description="what the output channels are, in order")
-    output: Literal["logits", "probabilities"] = "logits"
+    output: Literal["logits", "probabilities", "image"] = "logits"
     axes: Literal["zyx"] = "zyx"
-    voxel_size: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(description="nm (z, y, x)")
+    voxel_size: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(description="nm (z, y, x) of what goes in")
     modality: str | None = None
     normalization: Literal["volume"] | Normalization = Field(
         "volume", description="grey values to zero mean and unit deviation: as measured on each volume, or fixed"
     )
     trained_normalization: Normalization | None = Field(None, description="mean over the training volumes")
+    target: Normalization | None = Field(
+        None, description="grey values that an image is put back into [default: those it had]"
+    )
     window: Shape = Field(description="voxels (z, y, x) it was trained with")
     multiple: Shape = Field((1, 1, 1), description="sides of a window are multiples of these")
     halo: Margin = Field(description="voxels at a window's faces that see too little around them")
@@ -122,11 +153,22 @@ class Card(_Strict):
             raise ValueError("labels: a name occurs twice")
         if unknown := [name for name in self.thresholds if name not in self.labels]:
             raise ValueError(f"thresholds: {', '.join(unknown)} is no label")
+        if isinstance(self.architecture, GeneratorArchitecture) and self.output != "image":
+            raise ValueError("output: a generator makes an image")
+        if self.output == "image" and (self.labels, self.thresholds) != (("image",), {}):
+            raise ValueError("labels: of a model that makes an image there is one, image, without a threshold")
+        if self.target is not None and self.output != "image":
+            raise ValueError("target: only a model that makes an image has one")
         if any(w % m for w, m in zip(self.window, self.multiple, strict=True)):
             raise ValueError(f"window: {self.window} is no multiple of {self.multiple}")
         if any(2 * h >= w for h, w in zip(self.halo, self.window, strict=True)):
             raise ValueError(f"halo: two of {self.halo} leave nothing of a window of {self.window}")
         return self
+
+    @property
+    def factor(self) -> int:
+        """How many sections come out for each that goes in."""
+        return self.architecture.factor if isinstance(self.architecture, GeneratorArchitecture) else 1
 
 
 @dataclass(frozen=True)

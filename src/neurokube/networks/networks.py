@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ..errors import ConfigurationError, DataError
-from .bundle import Bundle, Card, PythonArchitecture, UNetArchitecture
+from .bundle import Bundle, Card, GeneratorArchitecture, PythonArchitecture, UNetArchitecture
+from .generator import Generator
 from .unet import UNet, UNetConfig, folded
 
 
@@ -25,6 +26,10 @@ def build(bundle: Bundle, *, fold: bool) -> nn.Module:
         unet = UNet(config_of(bundle.card))
         fill(unet, bundle)
         return folded(unet) if fold else unet.eval()
+    if isinstance(architecture, GeneratorArchitecture):
+        generator = Generator(architecture)
+        fill(generator, bundle)
+        return generator.eval()
     if isinstance(architecture, PythonArchitecture):
         network = _imported(architecture, bundle)
         fill(network, bundle)

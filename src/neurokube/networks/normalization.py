@@ -52,3 +52,8 @@ class Normalization(BaseModel):
     def apply(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return normalized grey values, float32, of the same shape."""
         return (image.astype(np.float32) - np.float32(self.mean)) / np.float32(self.deviation)
+
+    def grey(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Return normalized values as grey values, the inverse of `apply`; 1 to 255, since 0 is empty."""
+        grey = values * np.float32(self.deviation) + np.float32(self.mean)
+        return np.clip(np.rint(grey, out=grey), 1, 255).astype(np.uint8)

@@ -38,10 +38,17 @@ def permute(array: NDArray[Any], permutation: Permutation) -> NDArray[Any]:
     return np.flip(turned, tuple(lead + axis for axis in flips)) if flips else turned
 
 
-def restore(array: NDArray[Any], permutation: Permutation) -> NDArray[Any]:
-    """Undo `permute`; a view."""
+def restore(array: NDArray[Any], permutation: Permutation, factor: int = 1) -> NDArray[Any]:
+    """Undo `permute`; a view where there are as many sections as before.
+
+    Where each section has become `factor`, the new ones follow the old one in the permuted array, so that after a
+    flip along z they come before it: all move until the old ones are in their places.  The last `factor` - 1, which
+    have no section after them, are then another's, and of no use.
+    """
     order, flips = permutation
     lead = array.ndim - 3
     turned = np.flip(array, tuple(lead + axis for axis in flips)) if flips else array
+    if factor > 1 and 0 in flips:
+        turned = np.roll(turned, 1 - factor, lead)
     inverse = np.argsort(order)
     return turned.transpose(*range(lead), *(lead + int(axis) for axis in inverse))

@@ -102,6 +102,8 @@ class Predictor:
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return probabilities (n, labels, z, y, x) of normalized windows (n, z, y, x); n is at most the batch.
 
+        Of a model that makes images, normalized grey values; each section becomes as many as the card's factor says.
+
         Raises:
             NeuroKubeError: where the device's memory does not suffice.
             DataError: where the model predicts another shape.
@@ -120,7 +122,8 @@ class Predictor:
                     "'window' or 'network_batch' in the stage, which computes it anew, or free memory and run again"
                 ) from None
             raise
-        expected = (batch, len(self.card.labels), *self.numerics.window)
+        z, y, x = self.numerics.window
+        expected = (batch, len(self.card.labels), self.card.factor * z, y, x)
         if found.shape != expected:
             raise NeuroKubeError(f"model {self.card.name}: predicts {found.shape}, not {expected}; its card is wrong")
         return found[:given]
@@ -174,7 +177,7 @@ class _OpenVino(Predictor):
 
             # convolving the example takes longer than all the rest; ours may be as small as can be, of any network
             # else, tracing could keep what follows from the example's shape
-            own = bundle.card.architecture.kind == "unet"
+            own = bundle.card.architecture.kind in ("unet", "generator")
             example = torch.zeros([1, 1, *bundle.card.multiple] if own else shape)
             with torch.inference_mode():
                 model = ov.convert_model(bundle.network(), example_input=example)

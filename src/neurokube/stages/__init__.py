@@ -3,6 +3,8 @@
 synthesis ─┐
            ├─ image ─ boundaries ─ fragments ─ graph ─ multicut ─ segmentation
 an input  ─┘
+
+Of an image, superresolution and translation make another; semantics, instead of boundaries, needs a trained model.
 """
 
 from .base import Block, Data, Output, Source, Stage, Step, TableOutput, Target, VolumeOutput
@@ -12,11 +14,13 @@ from .graph import Graph
 from .multicut import Multicut
 from .segmentation import Segmentation
 from .semantics import Semantics
+from .superresolution import Superresolution
 from .synthesis import Synthesis
+from .translation import Translation
 
-STAGES: dict[str, type[Stage]] = {
-    stage.kind: stage for stage in (Synthesis, Boundaries, Semantics, Fragments, Graph, Multicut, Segmentation)
-}
+_LEARNED = (Semantics, Superresolution, Translation)
+_REST = (Fragments, Graph, Multicut, Segmentation)
+STAGES: dict[str, type[Stage]] = {stage.kind: stage for stage in (Synthesis, Boundaries, *_LEARNED, *_REST)}
 """Every stage that a workflow can name."""
 
 __all__ = [

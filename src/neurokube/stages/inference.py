@@ -7,6 +7,7 @@ becomes depends on the one global grid of windows alone, so no block, order or w
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -24,9 +25,20 @@ Inside = Callable[[Box], NDArray[np.bool_]]
 """Returns where in a box inside the volume there is anything to predict."""
 
 
+Parts = Iterator[tuple[Box, NDArray[np.float32]]]
+"""What a network makes of a box, part by part along z: (part, (label, z, y, x))."""
+Finish = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
+"""Turns what a network makes into what is stored."""
+Layer = tuple[Box, NDArray[np.uint8]]
+"""A part of a block and what is stored there, (label, z, y, x)."""
+
+
 @dataclass(frozen=True)
 class Inference:
-    """A network over a volume of `grid.shape` voxels."""
+    """A network over a volume of `grid.shape` voxels, of which each section becomes `factor` sections.
+
+    Boxes are of what comes out; section `factor` * k of it lies at section k of the volume.
+    """
 
     predictor: Predictor
     grid: WindowGrid
@@ -34,18 +46,24 @@ class Inference:
     permutations: Sequence[Permutation]
     labels: tuple[int, ...]
     """Which of the network's channels are kept, in order."""
+    factor: int = 1
 
-    def layers(self, box: Box, read: Read, inside: Inside | None = None) -> Iterator[tuple[Box, NDArray[np.float32]]]:
+    @cached_property
+    def made(self) -> WindowGrid:
+        """The grid of windows in the voxels that come out."""
+        return self.grid.with_sections(self.factor)
+
+    def layers(self, box: Box, read: Read, inside: Inside | None = None) -> Parts:
         """Yield the blended probabilities of a box, layer by layer along z: (part of the box, (label, z, y, x)).
 
         What is yielded is overwritten when the next layer is asked for.  A window of which everything is 0, or lies
         outside of what `inside` tells, is 0 without a prediction.
         """
-        rows = self.grid.along(0, box.start[0], box.stop[0])
+        rows = self.made.along(0, box.start[0], box.stop[0])
         if not rows:
             return
         layers = [self._layer(row, box) for row in rows]
-        blend = Blend(self.grid, max(layers, key=lambda layer: layer.shape[0]), len(self.labels))
+        blend = Blend(self.made, max(layers, key=lambda layer: layer.shape[0]), len(self.labels))
         blend.box = Box(layers[0].start, layers[0].start)
         with ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(self._source, rows[0], box, read, inside)
@@ -67,7 +85,7 @@ class Inference:
 
     def _layer(self, row: int, box: Box) -> Box:
         """Return the part of the box that the windows of a row along z contribute to; the rows before end in it."""
-        start, stop = self.grid.span(0, row)
+        start, stop = self.made.span(0, row)
         return Box((max(start, box.start[0]), *box.start[1:]), (min(stop, box.stop[0]), *box.stop[1:]))
 
     def _source(self, row: int, box: Box, read: Read, inside: Inside | None) -> "_Slab":
@@ -110,7 +128,7 @@ class Inference:
         mean: NDArray[np.float32] | None = None
         for permutation in self.permutations:
             found = self.predictor(np.ascontiguousarray(permute(images, permutation)))
-            found = restore(found, permutation)
+            found = restore(found, permutation, self.factor)
             found = found if self.labels == tuple(range(found.shape[1])) else found[:, list(self.labels)]
             if mean is None:
                 mean = found if len(self.permutations) == 1 else found.copy()
@@ -170,6 +188,30 @@ class Writer:
         if self._last is not None:
             self._last.result()
             self._last = None
+
+
+def finished(parts: Parts, layers: Sequence[Box], labels: int, finish: Finish) -> Iterator[Layer]:
+    """Yield layers, which follow one another along z, of parts of the same box, as they are to be stored."""
+    following = iter(layers)
+    z = start = layers[0].start[0]
+    layer, values = layers[0], np.empty((labels, 0, *layers[0].shape[1:]), np.uint8)
+    for _, found in parts:
+        # section by section, which stay in the processor's cache
+        for section in range(found.shape[1]):
+            if z == start or z == layer.stop[0]:
+                layer = next(following)
+                values = np.empty((labels, *layer.shape), np.uint8)
+            for label, own in enumerate(found[:, section]):
+                values[label, z - layer.start[0]] = finish(own)
+            z += 1
+            if z == layer.stop[0]:
+                yield layer, values
+
+
+def layers_of(box: Box, depth: int) -> list[Box]:
+    """Cut a box into layers of at most `depth` sections, from its first section on."""
+    (start, *low), (stop, *high) = box.start, box.stop
+    return [Box((z, low[0], low[1]), (min(z + depth, stop), high[0], high[1])) for z in range(start, stop, depth)]
 
 
 def recomputation(grid: WindowGrid, cuts: Sequence[Sequence[tuple[int, int]]]) -> float:

@@ -32,8 +32,8 @@ def export_model(
 
     `bioimageio` is a zip that follows version 0.5 of the model description and tests itself on `sample`, grey
     values (z, y, x) of at least a window, or on noise.  A `torchscript` or `onnx` file takes normalized grey
-    values (n, channels, z, y, x) and gives what the card's `output` says, (n, labels, z, y, x); n, z, y and x
-    are free, z, y and x multiples of the card's `multiple`.
+    values (n, channels, z, y, x) and gives what the card's `output` says, (n, labels, factor * z, y, x); n, z, y
+    and x are free, z, y and x multiples of the card's `multiple`.
 
     Raises:
         UsageError: where the destination exists, or the model cannot be written in this format.

@@ -33,7 +33,7 @@ class Given(TypedDict, total=False):
     multiple: Vector
     halo: Vector
     normalization: Literal["volume"] | Normalization
-    output: Literal["logits", "probabilities"]
+    output: Literal["logits", "probabilities", "image"]
     modality: str
     licence: str
     description: str

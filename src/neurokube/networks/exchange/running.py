@@ -14,7 +14,7 @@ Image = NDArray[np.float32]
 
 
 def predict(bundle: Bundle, image: Image) -> Image:
-    """Return what a network gives, (n, labels, z, y, x), for normalized grey values (n, channels, z, y, x).
+    """Return what a network gives, (n, labels, factor * z, y, x), for normalized grey values (n, channels, z, y, x).
 
     Raises:
         DataError: where it does not run on them, or gives another shape or no numbers.
@@ -30,7 +30,8 @@ def predict(bundle: Bundle, image: Image) -> Image:
             f"{bundle.weights.name}: does not run on a window of {image.shape}: {_cause(error)}; "
             "window and channels must be those that it was made for"
         ) from None
-    expected = (len(image), len(bundle.card.labels), *image.shape[2:])
+    z, y, x = image.shape[2:]
+    expected = (len(image), len(bundle.card.labels), bundle.card.factor * z, y, x)
     if not isinstance(output, np.ndarray) or output.shape != expected:
         found = f"an array of {output.shape}" if isinstance(output, np.ndarray) else type(output).__name__
         raise DataError(

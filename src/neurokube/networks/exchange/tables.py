@@ -13,6 +13,7 @@ def models_table() -> list[dict[str, Any]]:
             "name": card.name,
             "where": kind,
             "labels": list(card.labels),
+            "factor": card.factor,
             "voxel_size": list(card.voxel_size),
             "modality": card.modality,
             "licence": card.licence,
@@ -54,6 +55,7 @@ def print_models(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         size = " x ".join(f"{n:g}" for n in row["voxel_size"])
         good = ", ".join(row["labels"]) + (f"; F1: {row['scores']}" if row["scores"] else "")
+        good += f", {row['factor']} sections of one" if row["factor"] > 1 else ""
         table.add_row(row["name"], row["where"], f"{size} {row['modality'] or ''}".strip(), good)
     Console(markup=False, highlight=False).print(table)
 

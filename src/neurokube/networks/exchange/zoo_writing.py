@@ -11,7 +11,7 @@ import yaml
 from numpy.typing import NDArray
 
 from ...blocks import Vector
-from ...errors import DataError
+from ...errors import DataError, UsageError
 from ..bundle import Bundle, Card
 from ..normalization import Normalization
 from .descriptions import first_error, offline
@@ -32,8 +32,14 @@ def write_package(bundle: Bundle, path: Path, sample: NDArray[np.uint8] | None) 
     """Write a zip with a description of version 0.5 that the zoo's own validation accepts.
 
     Raises:
+        UsageError: where the model makes images.
         DataError: where the sample is smaller than a window, or the card says what the zoo does not accept.
     """
+    if bundle.card.output == "image":
+        raise UsageError(
+            f"{bundle.card.name}: makes images, whose grey values a package cannot put back into those of the volume; "
+            "export it with --format onnx or torchscript"
+        )
     require("bioimageio.spec", "export for the BioImage Model Zoo")
     from bioimageio.spec import InvalidDescr, build_description, save_bioimageio_package
 
