@@ -9,9 +9,10 @@ is the volume of a voxel and l the distance of neighbours along the line, so tha
 
     area = 2 * w * n * V / l        w: the share of the directions in space that are nearest to k
 
-summed over k.  Counting the faces of voxels would give a sphere half as much again.  What the volume cuts off
-is no surface.  A crossing counts for the cell that lies outside: it is the area along which the instance
-touches that cell.
+summed over k.  It is right on average over all orientations, and a few percent low for a flat sheet across an
+axis; counting the faces of voxels would give a sphere half as much again.  Where the volume ends is no
+surface.  A crossing counts for the cell that lies outside: it is the area along which the instance touches
+that cell.
 
     tables of a tile
       parts     (n, 12)  int64   an instance; its voxels; the sums of their z, y, x and of their probabilities
@@ -221,7 +222,6 @@ def tabulated(
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """Return the columns of the table of instances, and of that of instances and cells, from the sums of all tiles."""
     ids, voxels = found[:, 0].astype(np.uint64), found[:, 1]
-    unit = prod(spec.voxel_size) / 1e9
     start, stop = found[:, 6:9], found[:, 9:] + 1
     row = np.searchsorted(found[:, 0], touching[:, 0])
     areas = area_of_crossing(spec.voxel_size) / 1e6
@@ -230,7 +230,11 @@ def tabulated(
     table: dict[str, NDArray[Any]] = {"id": ids}
     for axis, name in enumerate("zyx"):
         table[f"{name}_nm"] = spec.offset[axis] + found[:, 2 + axis] / voxels * spec.voxel_size[axis]
-    table |= {"volume_um3": voxels * unit, "voxels": voxels, "surface_um2": _weighted(crossings, areas)}
+    table |= {
+        "volume_um3": voxels * prod(spec.voxel_size) / 1e9,
+        "voxels": voxels,
+        "surface_um2": _weighted(crossings, areas),
+    }
     table |= {f"{name}_start": start[:, axis] for axis, name in enumerate("zyx")}
     table |= {f"{name}_stop": stop[:, axis] for axis, name in enumerate("zyx")}
     table["at_border"] = (start == 0).any(1) | (stop == spec.shape).any(1)

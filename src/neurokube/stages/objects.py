@@ -248,7 +248,7 @@ def _level(probability: float) -> int:
 
 def directions(connectivity: Connectivity) -> list[Vector]:
     """Return the steps (z, y, x) to the neighbours that come after a voxel: one of each two opposite steps."""
-    steps = [s for s in product((-1, 0, 1), repeat=3) if s > (0, 0, 0)]
+    steps = [(z, y, x) for z, y, x in product((-1, 0, 1), repeat=3) if (z, y, x) > (0, 0, 0)]
     return [s for s in steps if connectivity == 26 or sum(map(abs, s)) == 1]
 
 
@@ -354,7 +354,8 @@ def _dense(labels: Labels) -> Labels:
     there = np.zeros(int(labels.max(initial=0)) + 1, bool)
     there[labels.ravel()] = True
     there[0] = False
-    return np.cumsum(there, dtype=np.uint64)[labels]
+    numbers: Labels = np.cumsum(there, dtype=np.uint64)
+    return numbers[labels]
 
 
 def _first_voxels(labels: Labels, count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
