@@ -239,7 +239,7 @@ def test_a_changed_setting_renews_its_stage_and_what_depends_on_it_only(tmp_path
     run_here(planned(tmp_path))
     stages = STAGES | {"multicut": {"bias": 0.95}}
     changed = planned(tmp_path, stages=stages)
-    assert renewed(run_here(changed)) == {"multicut", "segmentation"}
+    assert renewed(run_here(changed)) == {"multicut", "segmentation", "measurements"}
     fresh = planned(tmp_path, stages=stages, name="fresh")
     run_here(fresh)
     assert results(changed) == results(fresh)
@@ -259,7 +259,7 @@ def test_a_raised_stage_version_renews_it(tmp_path, monkeypatch):
     write_image(tmp_path)
     run_here(planned(tmp_path))
     monkeypatch.setattr(Fragments, "version", Fragments.version + 1)
-    assert renewed(run_here(planned(tmp_path))) == {"fragments", "graph", "multicut", "segmentation"}
+    assert renewed(run_here(planned(tmp_path))) == {"fragments", "graph", "multicut", "segmentation", "measurements"}
 
 
 def test_a_changed_input_renews_everything(tmp_path):
@@ -371,9 +371,11 @@ def test_a_lost_table_is_computed_again(reference, tmp_path):
     run_here(run)
     Path(run.url, "graph", "edges", "0.1.1.npy").unlink()
     Path(run.url, "multicut", "segments", "1.2.2.npy").unlink()
+    Path(run.url, "measurements", "table.csv").unlink()
     summary = run_here(planned(tmp_path))
     assert summary.computed["graph/edges"] == summary.computed["multicut/multicut"] == 1
-    assert sum(summary.computed.values()) == 2
+    assert summary.computed["measurements/table"] == 1
+    assert sum(summary.computed.values()) == 3
     assert results(run) == reference[1]
 
 

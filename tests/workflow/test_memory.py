@@ -13,6 +13,8 @@ STAGES = {
     "graph": {},
     "multicut": {},
     "segmentation": {},
+    "objects": {"semantics": "boundaries", "threshold": 0.3, "core": 0.7, "reach": 60, "tile": TILE},
+    "measurements": {"cells": "segmentation", "semantics": "boundaries"},
 }
 
 

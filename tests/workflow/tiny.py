@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import yaml
+from pyarrow import parquet
 
 from neurokube.blocks import Box
-from neurokube.stages import TableOutput
+from neurokube.stages import FileOutput, TableOutput
 from neurokube.synthesis import Neuropil, synthesize
 from neurokube.volumes import VolumeSpec, create
 from neurokube.workflow import Run, parse_workflow
@@ -40,6 +41,8 @@ STAGES = {
     "graph": {},
     "multicut": {},
     "segmentation": {},
+    "objects": {"semantics": "boundaries", "threshold": 0.3, "core": 0.7, "reach": 60, "tile": TILE},
+    "measurements": {"cells": "segmentation", "semantics": "boundaries"},
 }
 
 
@@ -68,7 +71,7 @@ def digest(array: np.ndarray) -> str:
 
 
 def results(run: Run) -> dict[str, str]:
-    """Return a digest of everything that a run wrote: each resolution of each volume, each table."""
+    """Return a digest of everything that a run wrote: each resolution of each volume, each table, each file."""
     found = {}
     for stage in run.plan.stages:
         data = stage.data()
@@ -77,11 +80,21 @@ def results(run: Run) -> dict[str, str]:
                 cells = "".join(digest(data.table(name, cell)) for cell in range(len(output.grid())))
                 found[f"{stage.name}/{name}"] = hashlib.sha256(cells.encode()).hexdigest()[:16]
                 continue
+            if isinstance(output, FileOutput):
+                found[f"{stage.name}/{name}"] = hashlib.sha256(content(Path(run.url, stage.name, name))).hexdigest()[
+                    :16
+                ]
+                continue
             volume = data.volume(name)
             for level in range(len(volume.arrays)):
                 voxels = volume.read(Box.of(volume.level_shape(level)), level)
                 found[f"{stage.name}/{name}/{level}"] = digest(voxels)
     return found
+
+
+def content(file: Path) -> bytes:
+    """Return what a file says, whichever version wrote it."""
+    return repr(parquet.read_table(file).to_pydict()).encode() if file.suffix == ".parquet" else file.read_bytes()
 
 
 def records(run: Run) -> dict[tuple[str, str, int], dict[str, Any]]:

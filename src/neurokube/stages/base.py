@@ -2,7 +2,7 @@
 
     stage    a node of the workflow, as `fragments`; its configuration is a pydantic model
     step     one pass of a stage over a grid of blocks, as `segmentation/pyramid-1`
-    output   what a step writes: a volume (a shard a cell) or a table (an object a cell)
+    output   what a step writes: a volume (a shard a cell), a table (an object a cell) or a file
 
 A step never knows where it runs.  It reads and writes through `Data`, which keeps a checksum of each
 object it wrote, or the note that the object was empty and is therefore not stored.
@@ -58,7 +58,18 @@ class TableOutput:
         return self.cells
 
 
-Output = VolumeOutput | TableOutput
+@dataclass(frozen=True)
+class FileOutput:
+    """A file that a stage writes whole, for other programs; its name has a suffix, as `table.csv`."""
+
+    name: str
+
+    def grid(self, level: int = 0) -> Grid:
+        """Return the grid of one cell."""
+        return SINGLE
+
+
+Output = VolumeOutput | TableOutput | FileOutput
 
 Extent = tuple[PositiveInt, PositiveInt, PositiveInt]
 """A setting in voxels (z, y, x), each at least 1."""
@@ -69,7 +80,7 @@ Length = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Target:
-    """What a step fills: one resolution of a volume, or a table."""
+    """What a step fills: one resolution of a volume, a table, or a file."""
 
     output: Output
     level: int = 0
@@ -83,9 +94,16 @@ class Target:
         """Return the storage key of a cell's object, below the folder of the stage."""
         z, y, x = self.grid.coordinate(cell)
         if isinstance(self.output, VolumeOutput):
-            lead = "c/0/" if self.output.spec.channels is not None else "c/"
-            return f"{self.output.name}/{self.level}/{lead}{z}/{y}/{x}"
-        return f"{self.output.name}/{z}.{y}.{x}.npy"
+            lead = "0/" if self.output.spec.channels is not None else ""
+            return f"{self.prefix}{lead}{z}/{y}/{x}"
+        return self.prefix if isinstance(self.output, FileOutput) else f"{self.prefix}{z}.{y}.{x}.npy"
+
+    @property
+    def prefix(self) -> str:
+        """What the storage keys of all its objects, and of nothing else that is written, start with."""
+        if isinstance(self.output, VolumeOutput):
+            return f"{self.output.name}/{self.level}/c/"
+        return self.output.name if isinstance(self.output, FileOutput) else f"{self.output.name}/"
 
 
 @dataclass(frozen=True)
@@ -180,7 +198,7 @@ class Source:
         """The main volume.
 
         Raises:
-            ConfigurationError: where the main output is a table.
+            ConfigurationError: where the main output is no volume.
         """
         main = next(iter(self.outputs.values()))
         if not isinstance(main, VolumeOutput):
@@ -259,7 +277,7 @@ class Stage(BaseModel):
 def outputs_of(steps: Sequence[Step]) -> dict[str, Output]:
     """Return what steps write, by name: volumes first, in order; the first is what a stage is read for."""
     found = {t.output.name: t.output for step in steps for t in step.targets}
-    return {name: found[name] for name in sorted(found, key=lambda name: isinstance(found[name], TableOutput))}
+    return {name: found[name] for name in sorted(found, key=lambda name: not isinstance(found[name], VolumeOutput))}
 
 
 class TiledStage(Stage):
@@ -354,10 +372,17 @@ class Data:
         store, key = self._object(name, cell)
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
-        value = buffer.getvalue()
-        store.write(key, value)
-        self.bytes_written += len(value)
-        self._written[name, 0, cell] = zlib.crc32(value)
+        self._put(store, key, buffer.getvalue(), name, cell)
+
+    def put_file(self, name: str, content: bytes) -> None:
+        """Write a file whole; durable when this returns."""
+        folder, _, key = self._found[name][1].rpartition("/")
+        self._put(Store(folder), key, content, name, 0)
+
+    def _put(self, store: Store, key: str, content: bytes, name: str, cell: int) -> None:
+        store.write(key, content)
+        self.bytes_written += len(content)
+        self._written[name, 0, cell] = zlib.crc32(content)
 
     def checksums(self, objects: Sequence[tuple[Target, int]]) -> list[int | None]:
         """Return the CRC-32 of each object's content as written, None for an empty one, and forget them.

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..blocks import Blocks, Box
 from ..errors import ConfigurationError, DataError, UsageError
-from ..stages import Data, Output, Source, Stage, Step, TableOutput, VolumeOutput
+from ..stages import Data, Output, Source, Stage, Step, VolumeOutput
 from ..stages.base import outputs_of
 from ..volumes import Store, Volume, join, layout, open_volume
 from .spec import Workflow
@@ -215,8 +215,8 @@ def _stored(url: str) -> list[Any]:
 
 
 def output_bytes(output: Output) -> int:
-    """Return the bytes of a volume before compression, its pyramid included; 0 for a table."""
-    if isinstance(output, TableOutput):
+    """Return the bytes of a volume before compression, its pyramid included; 0 for a table or a file."""
+    if not isinstance(output, VolumeOutput):
         return 0
     voxels = sum(prod(output.grid(level).shape) for level in range(len(output.factors)))
     return voxels * np.dtype(output.spec.dtype).itemsize * (output.spec.channels or 1)

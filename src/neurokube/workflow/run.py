@@ -2,7 +2,7 @@
 
 <workspace>/<run>/run.json                  the workflow, versions, keys, inputs, numerics class
 <workspace>/<run>/<stage>/stage.json        the key of what lies in this folder
-<workspace>/<run>/<stage>/<output>/         volumes and tables
+<workspace>/<run>/<stage>/<output>/         volumes, tables and files
 <workspace>/<run>/<stage>/ledger/<key>/     records, see `ledger`
 <workspace>/<run>/<stage>/quarantine/<key>/<step>/<block>.json   error and log of a failed block
 """
@@ -18,7 +18,7 @@ from typing import Any, Self
 from .. import __version__
 from ..blocks import Box, parse_region
 from ..errors import ConfigurationError, TryAgainError, surroundings
-from ..stages import STAGES, Stage, Target, VolumeOutput
+from ..stages import STAGES, Stage, VolumeOutput
 from ..volumes import Store, create, exists, join
 from .ledger import Ledger
 from .plan import Plan, PlannedStage, PlannedStep, make_plan, numerics_class
@@ -168,12 +168,12 @@ class Run:
         An object that its record calls empty is rightly absent; any other must be there.
         """
         ledger = self.ledger(step)
-        stored = {_prefix(t): set(self.store.keys(f"{step.planned.name}/{_prefix(t)}")) for t in step.step.targets}
+        stored = {t.prefix: set(self.store.keys(f"{step.planned.name}/{t.prefix}")) for t in step.step.targets}
         lost = []
         for blocks, record in ledger.records():
             members = blocks.members(record.block)
             for (target, cell), checksum in zip(step.step.objects(members), record.checksums, strict=True):
-                if checksum is not None and f"{step.planned.name}/{target.key(cell)}" not in stored[_prefix(target)]:
+                if checksum is not None and f"{step.planned.name}/{target.key(cell)}" not in stored[target.prefix]:
                     lost.append(cell if target.grid == step.step.grid else members[0])
         if lost:
             ledger.forget(lost)
@@ -212,14 +212,6 @@ class Run:
             file.write(f"pid {os.getpid()} on {socket.gethostname()}")
             file.flush()
             yield
-
-
-def _prefix(target: Target) -> str:
-    return (
-        f"{target.output.name}/{target.level}/c/"
-        if isinstance(target.output, VolumeOutput)
-        else f"{target.output.name}/"
-    )
 
 
 def _check_format(url: str, document: Any) -> None:
