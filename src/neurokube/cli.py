@@ -185,7 +185,7 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier training of that name")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a network on annotated volumes, or fine-tune a model; what comes out is a model bundle."""
+    """Train a network, or fine-tune a model; what comes out is a model bundle."""
     from .errors import ConfigurationError
     from .training import load_training
 
@@ -196,11 +196,14 @@ def train(
         raise ConfigurationError(f"{error.name} is not installed; pip install 'neurokube[train]'") from None
     command = f"neurokube train {config}" + (f" --from {from_}" if from_ else "")
     bundle = train_network(settings, start=from_, resume=resume, overwrite=overwrite, command=command, quiet=quiet)
-    f1 = bundle.card.scores.get("validation", {}).get("f1", {})
-    unknown = [label for label in bundle.card.labels if label not in f1]
+    validation = bundle.card.scores.get("validation", {})
+    f1 = validation.get("f1", {})
+    unknown = [label for label in bundle.card.labels if label not in f1] if bundle.card.output != "image" else []
     print(f"{bundle.folder}: trained in {bundle.card.training['seconds'] / 60:.1f} minutes")
     for label, score in f1.items():
         print(f"  {label:<20} F1 {score:.3f} in validation, at a threshold of {bundle.card.thresholds[label]:.2f}")
+    if "psnr" in validation:
+        print(f"  {validation['psnr']:.2f} dB in validation; linear interpolation {validation['psnr_linear']:.2f} dB")
     if unknown:
         print(f"note: validation volumes do not tell {', '.join(unknown)} from what is not: no threshold was chosen")
 

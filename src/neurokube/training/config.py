@@ -67,20 +67,12 @@ class LabelSource(_Strict):
         return self.volume or self.boundaries_of or ""
 
 
-class AnnotatedVolume(_Strict):
-    """An image and the truth of some of its labels; a label that is not named is unknown there."""
+class ImageVolume(_Strict):
+    """An image, or a part of it."""
 
     image: str
-    truth: dict[str, LabelSource] = Field(min_length=1)
     region: str | None = Field(None, description="Z0:Z1,Y0:Y1,X0:X1 in voxels of the image, the part to use")
     weight: PositiveFloat = Field(1.0, description="how often windows come from here")
-
-    @field_validator("truth", mode="before")
-    @classmethod
-    def _short(cls, truth: Any) -> Any:
-        if not isinstance(truth, dict):
-            return truth
-        return {name: {"volume": source} if isinstance(source, str) else source for name, source in truth.items()}
 
     @field_validator("region")
     @classmethod
@@ -93,9 +85,26 @@ class AnnotatedVolume(_Strict):
         return region
 
     def placed(self, folder: Path) -> Self:
+        """Return the same with its path, which counts from `folder`, as it is from anywhere."""
+        return self.model_copy(update={"image": placed(self.image, folder)})
+
+
+class AnnotatedVolume(ImageVolume):
+    """An image and the truth of some of its labels; a label that is not named is unknown there."""
+
+    truth: dict[str, LabelSource] = Field(min_length=1)
+
+    @field_validator("truth", mode="before")
+    @classmethod
+    def _short(cls, truth: Any) -> Any:
+        if not isinstance(truth, dict):
+            return truth
+        return {name: {"volume": source} if isinstance(source, str) else source for name, source in truth.items()}
+
+    def placed(self, folder: Path) -> Self:
         """Return the same with its paths, which count from `folder`, as they are from anywhere."""
         truth = {name: source.placed(folder) for name, source in self.truth.items()}
-        return self.model_copy(update={"image": placed(self.image, folder), "truth": truth})
+        return super().placed(folder).model_copy(update={"truth": truth})
 
 
 class Augmentation(_Strict):
@@ -115,22 +124,16 @@ class Augmentation(_Strict):
     blur: NonNegativeFloat = Field(1.0, description="largest deviation of blur in pixels")
 
 
-class Training(_Strict):
-    """One training: `neurokube train FILE`."""
+class Schedule(_Strict):
+    """What trainings of every task have in common: a name, a length, a machine."""
 
+    task: str
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     workspace: str = Field("models", description="what is trained is written to <workspace>/<name>")
-    volumes: tuple[AnnotatedVolume, ...] = Field(min_length=1)
-    validation: tuple[AnnotatedVolume, ...] = Field((), description="to choose thresholds and the best step")
-    labels: tuple[str, ...] = Field((), description="what the network predicts [default: all that volumes name]")
     voxel_size: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
         None, description="nm (z, y, x) the network sees [default: that of the model or the first volume]"
     )
     modality: Modality | None = Field(None, description="how the images were taken")
-    size: Literal["small", "medium", "large"] | tuple[PositiveInt, ...] = Field(
-        "small", description="features a level; small and medium suit a CPU, large a GPU"
-    )
-    window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(None, description="voxels (z, y, x)")
     batch: PositiveInt = 2
     steps: PositiveInt = 2000
     interval: PositiveInt = Field(100, description="steps between checkpoints, validations and pictures")
@@ -140,10 +143,6 @@ class Training(_Strict):
     average: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.99, description="decay of the average of the weights; 0: none"
     )
-    balance: Share = Field(0.5, description="share of windows placed on a label, each label as often as another")
-    positive_weight: PositiveFloat = Field(3.0, description="largest weight of a rare label's voxels")
-    dice: NonNegativeFloat = Field(1.0, description="weight of the Dice loss beside cross-entropy")
-    augmentation: Augmentation = Augmentation()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     devices: PositiveInt | Literal["auto"] = "auto"
@@ -151,16 +150,46 @@ class Training(_Strict):
     loaders: Annotated[int, Field(ge=0)] = Field(
         0, description="processes that prepare windows; 0: none beside the training"
     )
-    cache: Literal["memory", "scratch"] = Field("memory", description="where images and truth are kept while training")
-    scratch: str | None = Field(None, description="folder on a fast disk, with cache: scratch")
     loggers: tuple[Literal["tensorboard", "mlflow"], ...] = ("tensorboard",)
     licence: str | None = Field(None, description="licence of the data, kept in the model's card")
     description: str = ""
+
+    def placed(self, folder: Path) -> Self:
+        """Return the same with its paths, which count from `folder`, as they are from anywhere."""
+        changed: dict[str, Any] = {"workspace": placed(self.workspace, folder)}
+        for field, value in self:
+            if isinstance(value, tuple) and value and isinstance(value[0], ImageVolume):
+                changed[field] = tuple(volume.placed(folder) for volume in value)
+        return self.model_copy(update=changed)
+
+
+class Training(Schedule):
+    """The training of a network that labels structures, `task: semantics`."""
+
+    task: Literal["semantics"] = "semantics"
+    volumes: tuple[AnnotatedVolume, ...] = Field(min_length=1)
+    validation: tuple[AnnotatedVolume, ...] = Field((), description="to choose thresholds and the best step")
+    labels: tuple[str, ...] = Field((), description="what the network predicts [default: all that volumes name]")
+    size: Literal["small", "medium", "large"] | tuple[PositiveInt, ...] = Field(
+        "small", description="features a level; small and medium suit a CPU, large a GPU"
+    )
+    window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(None, description="voxels (z, y, x)")
+    balance: Share = Field(0.5, description="share of windows placed on a label, each label as often as another")
+    positive_weight: PositiveFloat = Field(3.0, description="largest weight of a rare label's voxels")
+    dice: NonNegativeFloat = Field(1.0, description="weight of the Dice loss beside cross-entropy")
+    augmentation: Augmentation = Augmentation()
+    cache: Literal["memory", "scratch"] = Field("memory", description="where images and truth are kept while training")
+    scratch: str | None = Field(None, description="folder on a fast disk, with cache: scratch")
 
     @property
     def all_labels(self) -> tuple[str, ...]:
         """What the network predicts."""
         return self.labels or tuple(dict.fromkeys(name for volume in self.volumes for name in volume.truth))
+
+    def placed(self, folder: Path) -> Self:
+        """Return the same with its paths, which count from `folder`, as they are from anywhere."""
+        scratch = None if self.scratch is None else placed(self.scratch, folder)
+        return super().placed(folder).model_copy(update={"scratch": scratch})
 
     @model_validator(mode="after")
     def _labels_are_there(self) -> Self:
@@ -174,7 +203,114 @@ class Training(_Strict):
         return self
 
 
-def load_training(path: str) -> Training:
+class Permuting(_Strict):
+    """What is done to the windows of a GAN: grey values are what it learns."""
+
+    permutations: bool = Field(True, description="flips, and turns where pixels are square")
+
+
+class ImageAugmentation(Permuting):
+    """What is done to planes, and to what they are to be restored to alike."""
+
+    contrast: NonNegativeFloat = Field(0.1, description="deviation of gain (log) and of brightness (deviations)")
+    noise: NonNegativeFloat = Field(
+        0.0, description="largest deviation of noise in what goes in, in deviations of the image"
+    )
+
+
+class Adversarial(_Strict):
+    """Weights of the losses of a CycleGAN and what its discriminators are like; as Zhu et al., ICCV 2017."""
+
+    adversarial: NonNegativeFloat = Field(1.0, description="weight of the discriminators' verdict, least squares")
+    cycle: NonNegativeFloat = Field(10.0, description="weight of the difference after there and back")
+    identity: NonNegativeFloat = Field(5.0, description="weight of keeping what is to be kept")
+    buffer: Annotated[int, Field(ge=0)] = Field(50, description="earlier images that discriminators are shown again")
+    features: PositiveInt = Field(64, description="of a discriminator's first layer")
+    rate: PositiveFloat = Field(1.0, description="learning rate of the discriminators, in that of the generators")
+
+
+class ImageTraining(Schedule):
+    """What trainings of networks that make images of images have in common."""
+
+    volumes: tuple[ImageVolume, ...] = Field(min_length=1)
+    features: PositiveInt = Field(32, description="of each layer of the network")
+    blocks: PositiveInt = Field(8, description="residual blocks, of two convolutions each")
+    batch: PositiveInt = 8
+    learning_rate: PositiveFloat | None = Field(
+        None, description="at its highest [default: 1e-3, 3e-4 from a model; 2e-4 of a GAN]"
+    )
+    weight_decay: NonNegativeFloat = 0.0
+    gan: Adversarial = Adversarial()
+
+
+class Superresolution(ImageTraining):
+    """The training of a network that makes sections between sections, `task: superresolution`."""
+
+    task: Literal["superresolution"]
+    factor: Annotated[int, Field(ge=2, le=16)] = Field(description="sections that come of one")
+    method: Literal["self-supervised", "cyclegan"] = Field(
+        "self-supervised",
+        description="restore sections that were taken out of turned planes of the volume; or unpaired, as a CycleGAN",
+    )
+    degradation: Literal["subsample", "average"] | None = Field(
+        None,
+        description="how a thick section comes of thin ones: one of them (FIB-SEM, SBF-SEM: a block face shows little "
+        "of its depth), or their mean (ssTEM: electrons go through) [default: by modality, else by voxel size]",
+    )
+    fine: tuple[ImageVolume, ...] = Field(
+        (), description="with cyclegan: volumes whose planes show what sections should look like [default: volumes]"
+    )
+    validation: tuple[ImageVolume, ...] = Field(
+        (), description="parts whose planes, their sections taken out and restored, tell how good the network is"
+    )
+    window: tuple[Annotated[int, Field(ge=4)], Annotated[int, Field(ge=4)]] | None = Field(
+        None, description="sections that go in, and pixels across [default: 32, 64]"
+    )
+    augmentation: ImageAugmentation = ImageAugmentation()
+
+    @model_validator(mode="after")
+    def _of_a_gan(self) -> Self:
+        if self.method != "cyclegan" and (odd := sorted({"gan", "fine"} & self.model_fields_set)):
+            raise ValueError(f"{odd[0]}: only a CycleGAN uses it; write method: cyclegan, or leave it out")
+        grey = self.augmentation.model_fields_set - {"permutations"}
+        if self.method == "cyclegan" and (odd := sorted(grey)):
+            raise ValueError(f"augmentation.{odd[0]}: grey values are what a CycleGAN learns; leave it out")
+        return self
+
+
+class Translation(ImageTraining):
+    """The training of a network that makes one volume look like another, `task: translation`."""
+
+    task: Literal["translation"]
+    targets: tuple[ImageVolume, ...] = Field(min_length=1, description="what the volumes are to look like")
+    batch: PositiveInt = 1
+    window: tuple[PositiveInt, Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] | None = Field(
+        None, description="voxels (z, y, x) [default: that of the segmentation's model, or 1, 128, 128]"
+    )
+    augmentation: Permuting = Permuting()
+    segmentation: str | None = Field(
+        None, description="model of the targets' structures, which must find the same after there and back"
+    )
+    segmentation_weight: PositiveFloat = Field(1.0, description="weight of that")
+
+    def placed(self, folder: Path) -> Self:
+        """Return the same with its paths, which count from `folder`, as they are from anywhere."""
+        model = self.segmentation
+        if model is not None and (folder / model).exists():
+            # else it is the name of an installed one
+            model = placed(model, folder)
+        return super().placed(folder).model_copy(update={"segmentation": model})
+
+
+AnyTraining = Training | Superresolution | Translation
+_TASKS: dict[str, type[Training] | type[Superresolution] | type[Translation]] = {
+    "semantics": Training,
+    "superresolution": Superresolution,
+    "translation": Translation,
+}
+
+
+def load_training(path: str) -> AnyTraining:
     """Read a training file; paths in it count from its folder.
 
     Raises:
@@ -203,34 +339,31 @@ def read_document(path: str, what: str, empty: str) -> dict[str, Any]:
     return document
 
 
-def parse_training(document: dict[str, Any], *, where: str, folder: Path | None = None) -> Training:
+def parse_training(document: dict[str, Any], *, where: str, folder: Path | None = None) -> AnyTraining:
     """Validate settings; relative paths count from `folder`.
 
     Raises:
         ConfigurationError: names the field that is wrong.
     """
+    task = document.get("task", "semantics")
+    kind = _TASKS.get(task) if isinstance(task, str) else None
+    if kind is None:
+        raise ConfigurationError(f"{where}: task: must be {', '.join(_TASKS)}, not {task!r}")
     try:
-        training = Training.model_validate(document)
+        training = kind.model_validate(document)
     except ValidationError as error:
         mistake, first = first_mistake(error), error.errors()[0]
         if first["type"] == "extra_forbidden":
-            mistake = mistake.replace(first["msg"], f"unknown field{_suggestion(str(first['loc'][-1]))}")
+            mistake = mistake.replace(first["msg"], f"unknown field{_suggestion(str(first['loc'][-1]), kind)}")
         raise ConfigurationError(f"{where}: {mistake}") from None
-    return training if folder is None else _placed(training, folder)
+    return training if folder is None else training.placed(folder)
 
 
-def _suggestion(word: str) -> str:
-    known = {name for part in (Training, AnnotatedVolume, LabelSource, Augmentation) for name in part.model_fields}
-    close = get_close_matches(word, sorted(known), n=1)
+def _suggestion(word: str, kind: type[Schedule]) -> str:
+    parts = {
+        Training: (Training, AnnotatedVolume, LabelSource, Augmentation),
+        Superresolution: (Superresolution, ImageVolume, ImageAugmentation, Adversarial),
+        Translation: (Translation, ImageVolume, ImageAugmentation, Adversarial),
+    }[kind]
+    close = get_close_matches(word, sorted({name for part in parts for name in part.model_fields}), n=1)
     return f"; did you mean '{close[0]}'?" if close else "; docs/training.md lists them"
-
-
-def _placed(training: Training, folder: Path) -> Training:
-    return training.model_copy(
-        update={
-            "workspace": placed(training.workspace, folder),
-            "scratch": None if training.scratch is None else placed(training.scratch, folder),
-            "volumes": tuple(volume.placed(folder) for volume in training.volumes),
-            "validation": tuple(volume.placed(folder) for volume in training.validation),
-        }
-    )

@@ -1,37 +1,32 @@
-"""The Lightning module: one network, its moving average, its validation."""
+"""The Lightning module of `task: semantics`: a U-Net, its validation."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
 
 from ..blocks import Box, Grid, Vector
-from ..errors import NeuroKubeError
 from ..evaluation.curves import Curve, mean_f1, quantized
 from ..networks.unet import UNet
+from ..volumes.volume import Nanometres
 from .config import Training
+from .learner import Diverged, Learner, halo_of, mean_normalization
 from .losses import MaskedLoss
+from .pictures import save_picture
 from .sampling import Item, Windows
-from .truth import Annotated
+from .truth import Annotated, described
 
-_WARM_UP = 0.1
-
-
-class Diverged(NeuroKubeError):
-    """The loss or the weights are no numbers any more: where that was noticed."""
+__all__ = ["Diverged", "SemanticsModule"]
 
 
-class SemanticsModule(LightningModule):
-    """Trains a U-Net on windows; each epoch is one interval between checkpoints.
+class SemanticsModule(Learner):
+    """Trains a U-Net on windows."""
 
-    An epoch's windows follow from its number, so to go on from the checkpoint at its start is exact.
-    """
+    measure = "F1"
 
     def __init__(
         self,
@@ -41,46 +36,17 @@ class SemanticsModule(LightningModule):
         windows: Windows,
         validation: Sequence[Annotated],
         positive_weights: Tensor,
+        voxel_size: Nanometres,
         learning_rate: float = 3e-3,
     ) -> None:
-        super().__init__()
-        self.settings = settings
-        self.learning_rate = settings.learning_rate or learning_rate
+        super().__init__(settings, network, windows, voxel_size, learning_rate)
         self.labels = tuple(labels)
-        self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.average = AveragedModel(
-            network,
-            multi_avg_fn=_averaging(settings.average),
-            use_buffers=True,
-        ).requires_grad_(False)
         self.loss = MaskedLoss(positive_weights, settings.dice)
         self.windows = windows
         self.annotated = validation
         self.curves = [Curve.empty() for _ in labels]
         self.section = np.zeros((len(self.labels), 0, 0), np.uint8)
         """What was last predicted of the middle section of the first validation volume, (labels, y, x)."""
-        self.score = float("nan")
-        self.last_loss = float("nan")
-
-    def train_dataloader(self) -> DataLoader[Item]:
-        """Return the windows of the epoch at hand; called anew for each."""
-        settings = self.settings
-        self.windows.first = self.current_epoch * settings.interval * settings.batch * self.trainer.world_size
-        steps = min(settings.interval, settings.steps - self.current_epoch * settings.interval)
-        self.windows.count = max(0, steps) * settings.batch * self.trainer.world_size
-        return DataLoader(self.windows, settings.batch, shuffle=False, num_workers=settings.loaders)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW on one cycle of the learning rate (Smith and Topin, 2019)."""
-        settings = self.settings
-        optimizer = torch.optim.AdamW(self.network.parameters(), self.learning_rate, weight_decay=settings.weight_decay)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            self.learning_rate,
-            total_steps=settings.steps + 1,
-            pct_start=max(_WARM_UP, 2 / (settings.steps + 1)),
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Item, index: int) -> Tensor:
         """Return the loss of a batch.
@@ -91,38 +57,8 @@ class SemanticsModule(LightningModule):
         image, truth, known = batch
         logits = self.network(image.contiguous(memory_format=torch.channels_last_3d))
         loss: Tensor = self.loss(logits.float(), truth, known)
-        self.last_loss = float(loss.detach())
-        if self.trainer.is_global_zero and not np.isfinite(self.last_loss):
-            together = self.settings.batch * self.trainer.world_size
-            first = self.windows.first + index * together
-            raise Diverged(
-                f"the loss is {self.last_loss} at step {self.global_step} (windows {first} to {first + together - 1})"
-            )
-        self.log("loss", loss.detach(), prog_bar=False)
+        self.note_loss(loss, index)
         return loss
-
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Follow the weights with their average, which forgets slowly but starts at once."""
-        if self.settings.average:
-            # at the start an average over 100 steps would still be the untrained network
-            step = self.global_step
-            decay = min(self.settings.average, (1 + step) / (10 + step))
-            self.average.multi_avg_fn = _averaging(decay)
-            self.average.update_parameters(self.network)
-
-    @property
-    def result(self) -> UNet:
-        """The network to keep: the average, where one is taken."""
-        return cast(UNet, self.average.module if self.settings.average else self.network)
-
-    def check_weights(self) -> None:
-        """Make sure that what is to be kept can be used: the last step may have spoilt it after its loss was taken.
-
-        Raises:
-            Diverged: where a weight is no number.
-        """
-        if not all(bool(tensor.isfinite().all()) for tensor in self.network.state_dict().values()):
-            raise Diverged(f"the weights are no numbers after step {self.global_step}")
 
     def validate_now(self) -> float | None:
         """Predict the validation volumes, keep the curves, return the mean over labels of the best F1."""
@@ -142,7 +78,7 @@ class SemanticsModule(LightningModule):
 
     def predict(self, volume: Annotated) -> NDArray[np.uint8]:
         """Return probabilities (labels, z, y, x) as 0 to 255, from tiles side by side with some context."""
-        network = self.result.eval()
+        network = cast(UNet, self.result.eval())
         factor = network.config.factor
         tile = tuple(w * 2 if axis else w for axis, w in enumerate(self.windows.window))
         halo = tuple(min(f, n // 4) // m * m for f, n, m in zip((8, 24, 24), tile, factor, strict=True))
@@ -167,6 +103,48 @@ class SemanticsModule(LightningModule):
         network.train(self.training)
         return out
 
+    def figures(self) -> dict[str, float | None]:
+        """Return F1, the mean and label by label."""
+        if not self.annotated:
+            return {"f1": None}
+        known = [(n, c) for n, c in zip(self.labels, self.curves, strict=True) if c.known]
+        return {"f1": self.score, **{f"f1/{n}": round(float(c.f1[c.best]), 4) for n, c in known}}
 
-def _averaging(decay: float) -> Any:
-    return get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    def picture(self, path: Path) -> None:
+        """Write the middle section of the first validation volume as a PNG."""
+        if not self.annotated:
+            return
+        volume = self.annotated[0]
+        bits = np.arange(len(self.labels), dtype=np.uint32)[:, None, None]
+        truth = (volume.positive[volume.middle] >> bits) & 1 == 1
+        thresholds = [curve.best if curve.known else 128 for curve in self.curves]
+        save_picture(path, volume.image[volume.middle], self.section, truth, thresholds)
+
+    def kept(self) -> dict[str, Any]:
+        """Return the curves, from which thresholds follow."""
+        return {"curves": [torch.from_numpy(curve.counts) for curve in self.curves]}
+
+    def recall(self, kept: dict[str, Any]) -> None:
+        """Put the curves back."""
+        self.curves = [Curve(counts.numpy()) for counts in kept["curves"]]
+
+    def card(self) -> dict[str, Any]:
+        """Return architecture, labels, window, thresholds and scores."""
+        network, window = cast(UNet, self.result), self.windows.window
+        known = [(label, curve) for label, curve in zip(self.labels, self.curves, strict=True) if curve.known]
+        f1 = {label: round(float(curve.f1[curve.best]), 4) for label, curve in known}
+        normal = [volume.normalization for volume in self.windows.volumes]
+        return {
+            "architecture": {"kind": "unet", "levels": network.config.model_dump()["levels"]},
+            "labels": self.labels,
+            "trained_normalization": mean_normalization(normal),
+            "window": window,
+            "multiple": network.config.factor,
+            "halo": halo_of(network.config.receptive_field, window),
+            "thresholds": {label: round(curve.best / 255, 4) for label, curve in known},
+            "scores": {"validation": {"f1": f1}} if f1 else {},
+        }
+
+    def data(self) -> list[dict[str, Any]]:
+        """Return what each volume is, and the share of each label in it."""
+        return described(self.windows.volumes, self.labels)

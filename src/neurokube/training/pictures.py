@@ -30,3 +30,15 @@ def save_picture(
         tiles.append(overlay(prediction[here] >= threshold, true[here], image[here]))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(tiles, 1)).save(path)
+
+
+def save_row(path: Path, tiles: Sequence[NDArray[np.uint8]]) -> None:
+    """Write a PNG of grey images (y, x) side by side, the middle of each, as high as the highest."""
+    gap, shown = 4, []
+    for tile in tiles:
+        y, x = ((n - min(n, _SIDE)) // 2 for n in tile.shape)
+        shown.append(tile[y : y + _SIDE, x : x + _SIDE])
+    height = max(len(tile) for tile in shown)
+    padded = [np.pad(tile, ((0, height - len(tile)), (0, gap)), constant_values=255) for tile in shown]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(padded, 1)[:, :-gap]).save(path)

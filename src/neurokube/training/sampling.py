@@ -20,12 +20,24 @@ Item = tuple[Tensor, Tensor, Tensor]
 """Image (1, z, y, x), truth and what of it is known, both (labels, z, y, x); all float32."""
 
 
-class Windows(Dataset[Item]):
+class Numbered(Dataset[tuple[Tensor, ...]]):
     """Training windows number `first` to `first + count`.
 
     Window n is the same whoever asks for it and whenever, so a training that goes on after a kill sees what
-    an undisturbed one sees.  A share `balance` of them is placed on a voxel of a label, all labels in turn
-    alike, the others on any annotated voxel.
+    an undisturbed one sees.
+    """
+
+    first, count = 0, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+
+class Windows(Numbered):
+    """Windows of annotated volumes.
+
+    A share `balance` of them is placed on a voxel of a label, all labels in turn alike, the others on any
+    annotated voxel.
     """
 
     def __init__(
@@ -41,22 +53,13 @@ class Windows(Dataset[Item]):
         self.volumes = volumes
         self.labels = labels
         self.window = window
-        self.first, self.count = 0, 0
         self._seed = seed
         self._balance = balance
         self._augmentation = augmentation
         for volume in volumes:
-            if any(n < w for n, w in zip(volume.shape, window, strict=True)):
-                raise DataError(
-                    f"{volume.name}: {volume.shape} voxels (z, y, x) are too few for a window of {window}; "
-                    "use more of it, or a smaller window"
-                )
-        weights = np.array([volume.weight for volume in volumes])
-        self._shares = weights / weights.sum()
+            check_size(volume.name, volume.shape, window)
+        self._shares = shares([volume.weight for volume in volumes])
         self._places = [_places(volume, labels, seed) for volume in volumes]
-
-    def __len__(self) -> int:
-        return self.count
 
     def __getitem__(self, index: int) -> Item:
         """Return a window."""
@@ -96,6 +99,24 @@ class Windows(Dataset[Item]):
         if settings.permutations:
             image, planes = permute_window(volume.voxel_size, self.window, image, planes, random)
         return expose(settings, np.ascontiguousarray(image), random), planes[0], planes[1]
+
+
+def check_size(name: str, shape: Vector, window: Vector) -> None:
+    """Refuse a volume that is smaller than a window.
+
+    Raises:
+        DataError: where it is.
+    """
+    if any(n < w for n, w in zip(shape, window, strict=True)):
+        raise DataError(
+            f"{name}: {shape} voxels (z, y, x) are too few for a window of {window}; "
+            "use more of it, or a smaller window"
+        )
+
+
+def shares(weights: Sequence[float]) -> NDArray[np.float64]:
+    """Return how often windows come from each of several volumes."""
+    return np.array(weights) / np.sum(weights)
 
 
 def _places(volume: Annotated, labels: int, seed: int) -> list[NDArray[np.int64]]:

@@ -14,13 +14,14 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..blocks import Box, Vector, parse_region
+from ..blocks import Box, Vector
 from ..errors import ConfigurationError, DataError, surroundings
 from ..networks.normalization import Normalization
 from ..volumes import Volume, open_volume
 from ..volumes.resampling import ALIKE, Resampling
 from ..volumes.volume import COARSE, Nanometres, nanometres
 from .config import AnnotatedVolume, LabelSource
+from .stacks import open_image, told
 
 MOST_LABELS = 24
 _SLAB = 16
@@ -86,12 +87,7 @@ def load(
     """
     if len(labels) > MOST_LABELS:
         raise ConfigurationError(f"labels: at most {MOST_LABELS}, not {len(labels)}; train two networks")
-    image = open_volume(entry.image)
-    if image.spec.kind != "image" or image.spec.dtype != "uint8" or image.spec.channels is not None:
-        raise DataError(f"{entry.image}: not an 8-bit image of one channel; import one with --to-8bit auto")
-    region = Box.of(image.spec.shape) if entry.region is None else parse_region(entry.region)
-    if not image.spec.box.contains(region):
-        raise DataError(f"{entry.image}: region {region} is not inside the image {image.spec.box}; choose one that is")
+    image, region = open_image(entry)
     wider = region.grow(context).clip(image.spec.box)
     scale = Resampling.between(wider.shape, image.spec.voxel_size, voxel_size).scale
     wider = _widened(wider, tuple(ceil(n * s) for n, s in zip(at_least, scale, strict=True)), image.spec.box)
@@ -340,15 +336,6 @@ def described(volumes: Sequence[Annotated], labels: Sequence[str]) -> list[dict[
     for volume in volumes:
         counts = volume.counts(len(labels))
         shares = {label: round(float(c[1] / c.sum()), 5) for label, c in zip(labels, counts, strict=True) if c.sum()}
-        rows.append(
-            {
-                # where it lay says little elsewhere, and is nobody's business
-                "image": "/".join(volume.name.rstrip("/").split("/")[-2:]),
-                "fingerprint": volume.fingerprint,
-                "shape": list(volume.shape),
-                "voxel_size": list(volume.voxel_size),
-                "normalization": volume.normalization.model_dump(),
-                "shares": shares,
-            }
-        )
+        about = told(volume.name, volume.fingerprint, volume.shape, volume.voxel_size, volume.normalization)
+        rows.append({**about, "shares": shares})
     return rows
