@@ -127,6 +127,9 @@ class Training(_Strict):
         None, description="nm (z, y, x) the network sees [default: that of the model or the first volume]"
     )
     modality: Modality | None = Field(None, description="how the images were taken")
+    network: Literal["unet", "inception"] | None = Field(
+        None, description="kind of network [default: that of the model, or unet]"
+    )
     size: Literal["small", "medium", "large"] | tuple[PositiveInt, ...] = Field(
         "small", description="features a level; small and medium suit a CPU, large a GPU"
     )
@@ -169,6 +172,8 @@ class Training(_Strict):
             raise ValueError(
                 f"labels: no volume has truth for {', '.join(missing)}; there is {', '.join(sorted(named))}"
             )
+        if self.network == "inception" and not isinstance(self.size, str) and (len(self.size) != 2 or self.size[1] % 4):
+            raise ValueError("size: an inception network has two levels, the second of a multiple of 4, as [8, 48]")
         if self.cache == "scratch" and self.scratch is None:
             raise ValueError("scratch: name a folder, or use cache: memory")
         return self

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from ..blocks import Box, Grid, Vector
 from ..errors import NeuroKubeError
 from ..evaluation.curves import Curve, mean_f1, quantized
-from ..networks.unet import UNet
+from ..networks.unet import Network
 from .config import Training
 from .losses import MaskedLoss
 from .sampling import Item, Windows
@@ -28,7 +28,7 @@ class Diverged(NeuroKubeError):
 
 
 class SemanticsModule(LightningModule):
-    """Trains a U-Net on windows; each epoch is one interval between checkpoints.
+    """Trains a network on windows; each epoch is one interval between checkpoints.
 
     An epoch's windows follow from its number, so to go on from the checkpoint at its start is exact.
     """
@@ -36,7 +36,7 @@ class SemanticsModule(LightningModule):
     def __init__(
         self,
         settings: Training,
-        network: UNet,
+        network: Network,
         labels: Sequence[str],
         windows: Windows,
         validation: Sequence[Annotated],
@@ -111,9 +111,9 @@ class SemanticsModule(LightningModule):
             self.average.update_parameters(self.network)
 
     @property
-    def result(self) -> UNet:
+    def result(self) -> Network:
         """The network to keep: the average, where one is taken."""
-        return cast(UNet, self.average.module if self.settings.average else self.network)
+        return cast(Network, self.average.module if self.settings.average else self.network)
 
     def check_weights(self) -> None:
         """Make sure that what is to be kept can be used: the last step may have spoilt it after its loss was taken.

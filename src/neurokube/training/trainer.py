@@ -23,10 +23,10 @@ from ..allocator import keep_freed
 from ..blocks import Vector
 from ..errors import ConfigurationError, DataError, Drained, NeuroKubeError, UsageError, surroundings
 from ..networks import Bundle, load_bundle, write_bundle
-from ..networks.bundle import UNetArchitecture
-from ..networks.networks import config_of, fill
+from ..networks.bundle import OwnArchitecture
+from ..networks.networks import CONFIGS, config_of, fill, network_of
 from ..networks.precision import fast_bfloat16
-from ..networks.unet import SIZES, UNet, UNetConfig
+from ..networks.unet import Network, NetworkConfig
 from ..progress import console, progress
 from ..volumes import open_volume
 from ..volumes.volume import COARSE, Nanometres
@@ -61,7 +61,7 @@ def train(
     have learned, others start afresh.
 
     Raises:
-        UsageError: where the folder holds another training, or `start` is no U-Net of ours.
+        UsageError: where the folder holds another training, or `start` is no network of ours.
         ConfigurationError: where settings do not fit the data, or the training to go on with.
         DataError: where volumes and truth do not fit.
         NeuroKubeError: where the loss is no number any more; what was learned until then is kept.
@@ -185,21 +185,24 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
         raise surroundings(error, str(folder)) or UsageError(f"{folder}: {error.strerror}") from None
 
 
-def _architecture(settings: Training, origin: Bundle | None) -> tuple[tuple[str, ...], Nanometres, UNetConfig]:
+def _architecture(settings: Training, origin: Bundle | None) -> tuple[tuple[str, ...], Nanometres, NetworkConfig]:
     labels = settings.all_labels
     first = open_volume(settings.volumes[0].image).spec.voxel_size
     if origin is None:
         voxel_size = settings.voxel_size or first
-        features = SIZES[settings.size] if isinstance(settings.size, str) else settings.size
-        return labels, voxel_size, UNetConfig.fitting(voxel_size, len(labels), features)
-    if not isinstance(origin.card.architecture, UNetArchitecture) or origin.card.channels != 1:
-        raise UsageError(f"{origin.folder}: a model from elsewhere; only this program's own U-Nets can be trained on")
+        config = CONFIGS[settings.network or "unet"]
+        features = config.sizes[settings.size] if isinstance(settings.size, str) else settings.size
+        return labels, voxel_size, config.fitting(voxel_size, len(labels), features)
+    if not isinstance(origin.card.architecture, OwnArchitecture) or origin.card.channels != 1:
+        raise UsageError(f"{origin.folder}: a model from elsewhere; only this program's own networks can be trained on")
+    if settings.network not in (None, kind := origin.card.architecture.kind):
+        raise ConfigurationError(f"network: {settings.network}, but {origin.folder} is of kind {kind}; leave it out")
     voxel_size = settings.voxel_size or origin.card.voxel_size
     config = config_of(origin.card).model_copy(update={"labels": len(labels)})
     return labels, voxel_size, config
 
 
-def _window(settings: Training, config: UNetConfig, voxel_size: Nanometres, origin: Bundle | None) -> Vector:
+def _window(settings: Training, config: NetworkConfig, voxel_size: Nanometres, origin: Bundle | None) -> Vector:
     window = settings.window
     if window is None and origin is not None:
         window = origin.card.window
@@ -227,14 +230,14 @@ def _loaded(
     return volumes
 
 
-def _network(config: UNetConfig, labels: Sequence[str], origin: Bundle | None) -> UNet:
-    network = UNet(config)
+def _network(config: NetworkConfig, labels: Sequence[str], origin: Bundle | None) -> Network:
+    network = network_of(config)
     with torch.no_grad():
         # rare labels start as rare
         cast(torch.Tensor, network.head.bias).fill_(-2.0)
     if origin is None:
         return network
-    known = UNet(config_of(origin.card))
+    known = network_of(config_of(origin.card))
     fill(known, origin)
     state = network.state_dict()
     for name, tensor in known.state_dict().items():
@@ -490,7 +493,7 @@ def _card(
         "name": settings.name,
         "description": settings.description,
         "licence": settings.licence,
-        "architecture": {"kind": "unet", "levels": network.config.model_dump()["levels"]},
+        "architecture": network.config.architecture,
         "labels": module.labels,
         "voxel_size": voxel_size,
         "modality": settings.modality or (origin.card.modality if origin else None),
@@ -514,7 +517,7 @@ def _card(
     }
 
 
-def halo_of(config: UNetConfig, window: Vector) -> Vector:
+def halo_of(config: NetworkConfig, window: Vector) -> Vector:
     """Return the faces of a window to leave to its neighbours: a quarter of the receptive field, but not too much.
 
     What a voxel depends on falls off quickly from it (Luo et al., NeurIPS 2016: the effective receptive field):
