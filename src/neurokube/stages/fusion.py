@@ -34,7 +34,8 @@ ChannelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_
 Weight = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 _UNIT = 4096
-"""Logits are counted in 1/4096: the most likely two neighbouring results are 64 of these apart."""
+"""Logits are counted in 1/4096: neighbouring results are at least 64 of these apart."""
+_CONTEXT = Context(prec=28)
 
 
 class Weights(BaseModel):
@@ -157,7 +158,13 @@ def logits() -> NDArray[np.float64]:
 @lru_cache
 def _evidence(weight: float) -> NDArray[np.int32]:
     """Return the weighted logit of each value 0 to 255."""
-    return np.array([_whole(_log_odds(2 * v + 1, 511 - 2 * v) * Decimal(weight)) for v in range(256)], np.int32)
+    with localcontext(_CONTEXT):
+        return np.array([_whole(logit * Decimal(weight)) for logit in _exact_logits()], np.int32)
+
+
+@lru_cache(maxsize=1)
+def _exact_logits() -> list[Decimal]:
+    return [_log_odds(2 * v + 1, 511 - 2 * v) for v in range(256)]
 
 
 @lru_cache(maxsize=1)
@@ -170,10 +177,10 @@ def _values() -> tuple[int, NDArray[np.uint8]]:
 
 
 def _log_odds(in_favour: int, against: int) -> Decimal:
-    with localcontext(Context(prec=28)):
+    with localcontext(_CONTEXT):
         return (Decimal(in_favour) / Decimal(against)).ln()
 
 
 def _whole(logit: Decimal) -> int:
-    with localcontext(Context(prec=28)):
+    with localcontext(_CONTEXT):
         return round(logit * _UNIT)

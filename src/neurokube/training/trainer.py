@@ -190,9 +190,9 @@ def _architecture(settings: Training, origin: Bundle | None) -> tuple[tuple[str,
     first = open_volume(settings.volumes[0].image).spec.voxel_size
     if origin is None:
         voxel_size = settings.voxel_size or first
-        config = CONFIGS[settings.network or "unet"]
-        features = config.sizes[settings.size] if isinstance(settings.size, str) else settings.size
-        return labels, voxel_size, config.fitting(voxel_size, len(labels), features)
+        made = CONFIGS[settings.network or "unet"]
+        features = made.sizes[settings.size] if isinstance(settings.size, str) else settings.size
+        return labels, voxel_size, made.fitting(voxel_size, len(labels), features)
     if not isinstance(origin.card.architecture, OwnArchitecture) or origin.card.channels != 1:
         raise UsageError(f"{origin.folder}: a model from elsewhere; only this program's own networks can be trained on")
     if settings.network not in (None, kind := origin.card.architecture.kind):
