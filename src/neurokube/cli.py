@@ -342,6 +342,28 @@ def evaluate(
 
 
 @app.command()
+def fuse(
+    truth: Annotated[str, typer.Argument(help="file of truths (YAML): validation to fit, test to score")],
+    channels: Annotated[str, typer.Option(help="[NAME=]MODEL:LABEL,...: what to fuse", show_default=False)],
+    label: Annotated[str | None, typer.Option(help="truth that is fitted [default: the file's only one]")] = None,
+    permutations: Annotated[int, typer.Option(min=1, max=16, help="flips and turns averaged")] = 1,
+    output: Annotated[str, typer.Option("--output", "-o", help="file to write")] = "fusion.yaml",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a file that is there")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit the weights by which the stage 'fusion' makes one boundary map of the outputs of several models."""
+    from .evaluation.models import fit_fusion, print_fusion
+
+    names = [name for name in channels.split(",") if name]
+    report = fit_fusion(names, truth, output, label=label, permutations=permutations, overwrite=overwrite, quiet=quiet)
+    if as_json:
+        print(json.dumps(report.as_dict(), indent=2))
+    else:
+        print_fusion(report)
+
+
+@app.command()
 def annotate(
     source: Annotated[
         str, typer.Argument(help="what was painted: label stack, napari, Fiji, IMOD, Paintera, webKnossos")

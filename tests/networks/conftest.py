@@ -8,29 +8,29 @@ import pytest
 import torch
 
 from neurokube.networks import Bundle, write_bundle
-from neurokube.networks.unet import UNet, UNetConfig
+from neurokube.networks.networks import CONFIGS, network_of
 
 LABELS = ("membrane", "mitochondria")
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Bundle]:
-    """Return what writes a small U-Net into a folder, fields of its card as keywords."""
+    """Return what writes a small network into a folder, a U-Net if no other; fields of its card as keywords."""
     return _tiny
 
 
-def _tiny(folder: Path, **fields: Any) -> Bundle:
-    """Write a U-Net whose batch norms have seen data, so that folding has something to do."""
+def _tiny(folder: Path, kind: str = "unet", features: tuple[int, ...] = (4, 6, 8), **fields: Any) -> Bundle:
+    """Write a network whose batch norms have seen data, so that folding has something to do."""
     torch.manual_seed(0)
     labels = fields.get("labels", LABELS)
-    config = UNetConfig.fitting((10.0, 10.0, 10.0), len(labels), (4, 6, 8))
-    network = UNet(config).train()
+    config = CONFIGS[kind].fitting((10.0, 10.0, 10.0), len(labels), features)
+    network = network_of(config).train()
     with torch.no_grad():
         for _ in range(3):
             network(2 * torch.randn(2, 1, 8, 16, 16) + 0.3)
     card = {
         "name": "tiny",
-        "architecture": {"kind": "unet", "levels": [level.model_dump() for level in config.levels]},
+        "architecture": config.architecture,
         "labels": labels,
         "voxel_size": (10.0, 10.0, 10.0),
         "window": (16, 24, 24),

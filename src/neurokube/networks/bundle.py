@@ -47,18 +47,30 @@ Margin = tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt]
 
 
 class UNetLevel(_Strict):
-    """One resolution of a U-Net, from fine to coarse: features, the kernels of its blocks, the pooling before it."""
+    """One resolution of a network, from fine to coarse: features, the kernels of its blocks, the pooling before it."""
 
     features: PositiveInt
     kernels: tuple[Shape, Shape]
     pooling: Shape
 
 
-class UNetArchitecture(_Strict):
+class OwnArchitecture(_Strict):
+    """A network of ours, which can be trained on."""
+
+    levels: tuple[UNetLevel, ...]
+
+
+class UNetArchitecture(OwnArchitecture):
     """Our U-Net (`networks.unet`)."""
 
     kind: Literal["unet"] = "unet"
-    levels: tuple[UNetLevel, ...]
+
+
+class InceptionArchitecture(OwnArchitecture):
+    """Our network of inception layers (`networks.inception`)."""
+
+    kind: Literal["inception"] = "inception"
+    dilations: tuple[PositiveInt, ...]
 
 
 class GeneratorConfig(_Strict):
@@ -109,7 +121,12 @@ class PythonArchitecture(_Strict):
 
 
 Architecture = Annotated[
-    UNetArchitecture | GeneratorArchitecture | TorchScriptArchitecture | OnnxArchitecture | PythonArchitecture,
+    UNetArchitecture
+    | InceptionArchitecture
+    | GeneratorArchitecture
+    | TorchScriptArchitecture
+    | OnnxArchitecture
+    | PythonArchitecture,
     Field(discriminator="kind"),
 ]
 

@@ -4,28 +4,49 @@ from importlib import import_module
 from typing import cast
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from ..errors import ConfigurationError, DataError
-from .bundle import Bundle, Card, GeneratorArchitecture, PythonArchitecture, UNetArchitecture
+from .bundle import Bundle, Card, GeneratorArchitecture, OwnArchitecture, PythonArchitecture, first_mistake
 from .generator import Generator
-from .unet import UNet, UNetConfig, folded
+from .inception import Inception, InceptionConfig
+from .unet import Network, NetworkConfig, UNet, UNetConfig, folded
+
+CONFIGS: dict[str, type[NetworkConfig]] = {config.kind: config for config in (UNetConfig, InceptionConfig)}
+"""What our networks that label are made from, by the kind that a card and a training file name."""
 
 
-def config_of(card: Card) -> UNetConfig:
-    """Return the configuration of a card's U-Net."""
-    assert isinstance(card.architecture, UNetArchitecture)
-    levels = card.architecture.model_dump()["levels"]
-    return UNetConfig(channels=card.channels, labels=len(card.labels), levels=levels)
+def network_of(config: NetworkConfig) -> Network:
+    """Return the untrained network of a configuration."""
+    if isinstance(config, InceptionConfig):
+        return Inception(config)
+    assert isinstance(config, UNetConfig)
+    return UNet(config)
+
+
+def config_of(card: Card) -> NetworkConfig:
+    """Return the configuration of a card's network, one of ours.
+
+    Raises:
+        DataError: where the card says what cannot be.
+    """
+    assert isinstance(card.architecture, OwnArchitecture)
+    fields = card.architecture.model_dump()
+    config = CONFIGS[fields.pop("kind")]
+    try:
+        return config(channels=card.channels, labels=len(card.labels), **fields)
+    except ValidationError as error:
+        raise DataError(f"{card.name}: architecture: {first_mistake(error)}; get the bundle again") from None
 
 
 def build(bundle: Bundle, *, fold: bool) -> nn.Module:
     """Return a bundle's network in evaluation mode, see `Bundle.network`."""
     architecture = bundle.card.architecture
-    if isinstance(architecture, UNetArchitecture):
-        unet = UNet(config_of(bundle.card))
-        fill(unet, bundle)
-        return folded(unet) if fold else unet.eval()
+    if isinstance(architecture, OwnArchitecture):
+        own = network_of(config_of(bundle.card))
+        fill(own, bundle)
+        return folded(own) if fold else own.eval()
     if isinstance(architecture, GeneratorArchitecture):
         generator = Generator(architecture)
         fill(generator, bundle)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from ..allocator import keep_freed
 from ..blocks import Vector
 from ..errors import ConfigurationError, NeuroKubeError
-from .bundle import Bundle, load_bundle
+from .bundle import Bundle, GeneratorArchitecture, OwnArchitecture, load_bundle
 
 Backend = Literal["openvino", "torch", "cuda"]
 Precision = Literal["float32", "bfloat16"]
@@ -177,7 +177,7 @@ class _OpenVino(Predictor):
 
             # convolving the example takes longer than all the rest; ours may be as small as can be, of any network
             # else, tracing could keep what follows from the example's shape
-            own = bundle.card.architecture.kind in ("unet", "generator")
+            own = isinstance(bundle.card.architecture, OwnArchitecture | GeneratorArchitecture)
             example = torch.zeros([1, 1, *bundle.card.multiple] if own else shape)
             with torch.inference_mode():
                 model = ov.convert_model(bundle.network(), example_input=example)

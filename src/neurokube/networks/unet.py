@@ -4,11 +4,14 @@ After Lee et al., "Superhuman accuracy on the SNEMI3D connectomics challenge" (2
 skip connections that are added instead of concatenated, which costs a CPU half as much.  Where sections are
 thick a 3D kernel would mix voxels that lie far apart: the first levels work section by section, until
 pooling has made the voxels nearly cubic.
+
+What other networks of ours share with it is here too: `NetworkConfig`, `Network`, `folded` and the layers.
 """
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from math import prod
-from typing import Self, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -28,10 +31,15 @@ _FLAT, _HALF_FLAT = 6.0, 2.0
 """From this ratio of section thickness to pixel on both kernels of a block, or the second, are flat."""
 
 
-class UNetConfig(BaseModel):
-    """A U-Net: `channels` image channels in, a sigmoid channel a label out, levels from fine to coarse."""
+class NetworkConfig(BaseModel):
+    """A network: `channels` image channels in, a sigmoid channel a label out, levels from fine to coarse."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: ClassVar[str]
+    """What a card calls the architecture."""
+    sizes: ClassVar[Mapping[str, tuple[int, ...]]]
+    """Features a level by what a training file calls them."""
 
     channels: PositiveInt = 1
     labels: PositiveInt
@@ -73,9 +81,26 @@ class UNetConfig(BaseModel):
         return z, y, x
 
     @property
+    @abstractmethod
     def receptive_field(self) -> Vector:
         """How many voxels (z, y, x) on either side of one its value can depend on."""
-        reach, scale = [_stem(self.levels[0])[axis] // 2 for axis in range(3)], [1, 1, 1]
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What a card says of it."""
+        return {"kind": self.kind, **self.model_dump(exclude={"channels", "labels"})}
+
+
+class UNetConfig(NetworkConfig):
+    """A U-Net, of any number of levels."""
+
+    kind = "unet"
+    sizes = SIZES
+
+    @property
+    def receptive_field(self) -> Vector:
+        """How many voxels (z, y, x) on either side of one its value can depend on."""
+        reach, scale = [stem_kernel(self.levels[0])[axis] // 2 for axis in range(3)], [1, 1, 1]
         for number, level in enumerate(self.levels):
             last = number == len(self.levels) - 1
             for axis in range(3):
@@ -88,23 +113,31 @@ class UNetConfig(BaseModel):
         return z, y, x
 
 
-class UNet(nn.Module):
-    """The network: (n, channels, z, y, x) float to logits (n, labels, z, y, x) of the same z, y, x.
+class Network(nn.Module):
+    """A network of ours: (n, channels, z, y, x) float to logits (n, labels, z, y, x) of the same z, y, x.
 
-    Sides must be multiples of `UNetConfig.factor`.
+    Sides must be multiples of `NetworkConfig.factor`.  The last layer is the `head`, a label a channel.
     """
 
-    def __init__(self, config: UNetConfig) -> None:
+    head: nn.Conv3d
+
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
+
+
+class UNet(Network):
+    """The U-Net."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
         first, *rest = config.levels
-        stem = _stem(first)
-        self.stem = _Convolution(config.channels, first.features, stem)
-        self.down = nn.ModuleList(_Residual(level) for level in config.levels)
+        self.stem = Convolution(config.channels, first.features, stem_kernel(first))
+        self.down = nn.ModuleList(Residual(level) for level in config.levels)
         pairs = list(zip(config.levels, rest, strict=False))
-        self.pool = nn.ModuleList(_Pool(a.features, b) for a, b in pairs)
-        self.raise_ = nn.ModuleList(_Raise(b, a.features) for a, b in pairs)
-        self.up = nn.ModuleList(_Residual(a) for a, _ in pairs)
+        self.pool = nn.ModuleList(Pool(a.features, b) for a, b in pairs)
+        self.raise_ = nn.ModuleList(Raise(b, a.features) for a, b in pairs)
+        self.up = nn.ModuleList(Residual(a) for a, _ in pairs)
         self.head = nn.Conv3d(first.features, config.labels, 1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -119,7 +152,10 @@ class UNet(nn.Module):
         return cast(Tensor, self.head(x))
 
 
-def folded(network: UNet) -> UNet:
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def folded(network: _Module) -> _Module:
     """Return a copy whose batch norms are folded into the convolutions before them: inference only.
 
     What is left normalizes nothing, so a window's result does not depend on what is beside it in a batch.
@@ -132,59 +168,65 @@ def folded(network: UNet) -> UNet:
     return copy
 
 
-def _stem(level: Level) -> Vector:
+def stem_kernel(level: Level) -> Vector:
+    """Return the kernel of the first convolution of a network whose first level this is."""
     return (level.kernels[0][0], 5, 5)
 
 
-def _convolutions(network: nn.Module) -> Iterator["_Convolution"]:
-    return (m for m in network.modules() if isinstance(m, _Convolution))
+def _convolutions(network: nn.Module) -> Iterator["Convolution"]:
+    return (m for m in network.modules() if isinstance(m, Convolution))
 
 
-class _Convolution(nn.Module):
-    """A convolution with batch norm, and ReLU if `active`."""
+class Convolution(nn.Module):
+    """A convolution with batch norm, and ReLU if `active`; what comes out is as large as what goes in."""
 
-    def __init__(self, before: int, after: int, kernel: Vector, *, active: bool = True) -> None:
+    def __init__(self, before: int, after: int, kernel: Vector, *, dilation: int = 1, active: bool = True) -> None:
         super().__init__()
-        self.convolution = nn.Conv3d(before, after, kernel, padding=(kernel[0] // 2, kernel[1] // 2, kernel[2] // 2))
+        z, y, x = (n // 2 * dilation for n in kernel)
+        self.convolution = nn.Conv3d(before, after, kernel, padding=(z, y, x), dilation=dilation)
         self.norm: nn.Module = nn.BatchNorm3d(after)
         self.active = active
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return its features (n, after, z, y, x)."""
         y: Tensor = self.norm(self.convolution(x))
         return torch.relu(y) if self.active else y
 
     def fold(self) -> None:
+        """Take the batch norm into the weights."""
         if isinstance(self.norm, nn.BatchNorm3d):
             self.convolution = nn.utils.fuse_conv_bn_eval(self.convolution.eval(), self.norm.eval())
             self.norm = nn.Identity()
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
     """Two convolutions beside a connection that skips them."""
 
     def __init__(self, level: Level) -> None:
         super().__init__()
         first, second = level.kernels
-        self.first = _Convolution(level.features, level.features, first)
-        self.second = _Convolution(level.features, level.features, second, active=False)
+        self.first = Convolution(level.features, level.features, first)
+        self.second = Convolution(level.features, level.features, second, active=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return features of the same shape."""
         return torch.relu(x + self.second(self.first(x)))
 
 
-class _Pool(nn.Module):
+class Pool(nn.Module):
     """To the next coarser level: the maximum, and as many features as it has."""
 
     def __init__(self, before: int, level: Level) -> None:
         super().__init__()
         self.pool = nn.MaxPool3d(level.pooling)
-        self.widen = _Convolution(before, level.features, (1, 1, 1))
+        self.widen = Convolution(before, level.features, (1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features of the coarser level."""
         return cast(Tensor, self.widen(self.pool(x)))
 
 
-class _Raise(nn.Module):
+class Raise(nn.Module):
     """To the next finer level."""
 
     def __init__(self, level: Level, after: int) -> None:
@@ -192,4 +234,5 @@ class _Raise(nn.Module):
         self.raise_ = nn.ConvTranspose3d(level.features, after, level.pooling, stride=level.pooling)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features of the finer level."""
         return cast(Tensor, self.raise_(x))

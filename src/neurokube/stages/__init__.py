@@ -1,8 +1,9 @@
 """The stages of the workflow, one module each.
 
 synthesis ─┐
-           ├─ image ─ boundaries ─ fragments ─ graph ─ multicut ─ segmentation ─┐
-an input  ─┘    └─── semantics ─── objects ─────────────────────────────────────┴─ measurements
+           ├─ image ┬ boundaries ──────┬─ fragments ─ graph ─ multicut ─ segmentation ─┐
+an input  ─┘        └ semantics ─ fusion                                               │
+                             └─ objects ───────────────────────────────────────────────┴─ measurements
 
 Of an image, superresolution and translation make another; semantics, instead of boundaries, needs a trained model.
 """
@@ -10,6 +11,7 @@ Of an image, superresolution and translation make another; semantics, instead of
 from .base import Block, Data, FileOutput, Output, Source, Stage, Step, TableOutput, Target, VolumeOutput
 from .boundaries import Boundaries
 from .fragments import Fragments
+from .fusion import Fusion
 from .graph import Graph
 from .measurements import Measurements
 from .multicut import Multicut
@@ -20,7 +22,7 @@ from .superresolution import Superresolution
 from .synthesis import Synthesis
 from .translation import Translation
 
-_FOUND = (Synthesis, Boundaries, Semantics, Superresolution, Translation)
+_FOUND = (Synthesis, Boundaries, Semantics, Fusion, Superresolution, Translation)
 _CELLS = (Fragments, Graph, Multicut, Segmentation, Objects, Measurements)
 STAGES: dict[str, type[Stage]] = {stage.kind: stage for stage in (*_FOUND, *_CELLS)}
 """Every stage that a workflow can name."""

@@ -170,6 +170,9 @@ class Training(Schedule):
     volumes: tuple[AnnotatedVolume, ...] = Field(min_length=1)
     validation: tuple[AnnotatedVolume, ...] = Field((), description="to choose thresholds and the best step")
     labels: tuple[str, ...] = Field((), description="what the network predicts [default: all that volumes name]")
+    network: Literal["unet", "inception"] | None = Field(
+        None, description="kind of network [default: that of the model, or unet]"
+    )
     size: Literal["small", "medium", "large"] | tuple[PositiveInt, ...] = Field(
         "small", description="features a level; small and medium suit a CPU, large a GPU"
     )
@@ -198,6 +201,8 @@ class Training(Schedule):
             raise ValueError(
                 f"labels: no volume has truth for {', '.join(missing)}; there is {', '.join(sorted(named))}"
             )
+        if self.network == "inception" and not isinstance(self.size, str) and (len(self.size) != 2 or self.size[1] % 4):
+            raise ValueError("size: an inception network has two levels, the second of a multiple of 4, as [8, 48]")
         if self.cache == "scratch" and self.scratch is None:
             raise ValueError("scratch: name a folder, or use cache: memory")
         return self

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..blocks import Box, Grid, Vector
 from ..evaluation.curves import Curve, mean_f1, quantized
-from ..networks.unet import UNet
+from ..networks.unet import Network
 from ..volumes.volume import Nanometres
 from .config import Training
 from .learner import Diverged, Learner, halo_of, mean_normalization
@@ -31,7 +31,7 @@ class SemanticsModule(Learner):
     def __init__(
         self,
         settings: Training,
-        network: UNet,
+        network: Network,
         labels: Sequence[str],
         windows: Windows,
         validation: Sequence[Annotated],
@@ -78,7 +78,7 @@ class SemanticsModule(Learner):
 
     def predict(self, volume: Annotated) -> NDArray[np.uint8]:
         """Return probabilities (labels, z, y, x) as 0 to 255, from tiles side by side with some context."""
-        network = cast(UNet, self.result.eval())
+        network = cast(Network, self.result.eval())
         factor = network.config.factor
         tile = tuple(w * 2 if axis else w for axis, w in enumerate(self.windows.window))
         halo = tuple(min(f, n // 4) // m * m for f, n, m in zip((8, 24, 24), tile, factor, strict=True))
@@ -130,12 +130,12 @@ class SemanticsModule(Learner):
 
     def card(self) -> dict[str, Any]:
         """Return architecture, labels, window, thresholds and scores."""
-        network, window = cast(UNet, self.result), self.windows.window
+        network, window = cast(Network, self.result), self.windows.window
         known = [(label, curve) for label, curve in zip(self.labels, self.curves, strict=True) if curve.known]
         f1 = {label: round(float(curve.f1[curve.best]), 4) for label, curve in known}
         normal = [volume.normalization for volume in self.windows.volumes]
         return {
-            "architecture": {"kind": "unet", "levels": network.config.model_dump()["levels"]},
+            "architecture": network.config.architecture,
             "labels": self.labels,
             "trained_normalization": mean_normalization(normal),
             "window": window,

@@ -10,9 +10,9 @@ from rich.progress import Progress
 from ..blocks import Vector
 from ..errors import ConfigurationError, DataError, UsageError
 from ..networks import Bundle
-from ..networks.bundle import UNetArchitecture
-from ..networks.networks import config_of, fill
-from ..networks.unet import SIZES, UNet, UNetConfig
+from ..networks.bundle import OwnArchitecture
+from ..networks.networks import CONFIGS, config_of, fill, network_of
+from ..networks.unet import Network, NetworkConfig
 from ..volumes import open_volume
 from ..volumes.volume import COARSE, Nanometres
 from .config import AnnotatedVolume, Training
@@ -28,7 +28,7 @@ def prepare(settings: Training, origin: Bundle | None, bars: Progress) -> Semant
     """Read volumes and truth, and return the module to train.
 
     Raises:
-        UsageError: where `origin` is no U-Net of ours.
+        UsageError: where `origin` is no network of ours that labels.
         ConfigurationError: where settings do not fit the data.
         DataError: where volumes and truth do not fit.
     """
@@ -51,21 +51,24 @@ def prepare(settings: Training, origin: Bundle | None, bars: Progress) -> Semant
     return SemanticsModule(settings, network, labels, windows, validation, rare, voxel_size, rate)
 
 
-def _architecture(settings: Training, origin: Bundle | None) -> tuple[tuple[str, ...], Nanometres, UNetConfig]:
+def _architecture(settings: Training, origin: Bundle | None) -> tuple[tuple[str, ...], Nanometres, NetworkConfig]:
     labels = settings.all_labels
     first = open_volume(settings.volumes[0].image).spec.voxel_size
     if origin is None:
         voxel_size = settings.voxel_size or first
-        features = SIZES[settings.size] if isinstance(settings.size, str) else settings.size
-        return labels, voxel_size, UNetConfig.fitting(voxel_size, len(labels), features)
-    if not isinstance(origin.card.architecture, UNetArchitecture) or origin.card.channels != 1:
-        raise UsageError(f"{origin.folder}: a model from elsewhere; only this program's own U-Nets can be trained on")
+        made = CONFIGS[settings.network or "unet"]
+        features = made.sizes[settings.size] if isinstance(settings.size, str) else settings.size
+        return labels, voxel_size, made.fitting(voxel_size, len(labels), features)
+    if not isinstance(origin.card.architecture, OwnArchitecture) or origin.card.channels != 1:
+        raise UsageError(f"{origin.folder}: not a network of this program that labels; only these can be trained on")
+    if settings.network not in (None, kind := origin.card.architecture.kind):
+        raise ConfigurationError(f"network: {settings.network}, but {origin.folder} is of kind {kind}; leave it out")
     voxel_size = settings.voxel_size or origin.card.voxel_size
     config = config_of(origin.card).model_copy(update={"labels": len(labels)})
     return labels, voxel_size, config
 
 
-def _window(settings: Training, config: UNetConfig, voxel_size: Nanometres, origin: Bundle | None) -> Vector:
+def _window(settings: Training, config: NetworkConfig, voxel_size: Nanometres, origin: Bundle | None) -> Vector:
     window = settings.window
     if window is None and origin is not None:
         window = origin.card.window
@@ -93,14 +96,14 @@ def _loaded(
     return volumes
 
 
-def _network(config: UNetConfig, labels: Sequence[str], origin: Bundle | None) -> UNet:
-    network = UNet(config)
+def _network(config: NetworkConfig, labels: Sequence[str], origin: Bundle | None) -> Network:
+    network = network_of(config)
     with torch.no_grad():
         # rare labels start as rare
         cast(torch.Tensor, network.head.bias).fill_(-2.0)
     if origin is None:
         return network
-    known = UNet(config_of(origin.card))
+    known = network_of(config_of(origin.card))
     fill(known, origin)
     state = network.state_dict()
     for name, tensor in known.state_dict().items():

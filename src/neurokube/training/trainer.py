@@ -52,7 +52,7 @@ def train(
     have learned, others start afresh.
 
     Raises:
-        UsageError: where the folder holds another training, or `start` is no U-Net of ours.
+        UsageError: where the folder holds another training, or `start` is no network of ours.
         ConfigurationError: where settings do not fit the data, or the training to go on with.
         DataError: where volumes and truth do not fit.
         NeuroKubeError: where the loss is no number any more; what was learned until then is kept.

@@ -4,7 +4,18 @@ Thresholds come from validation volumes or from the models' cards, never from th
 """
 
 from .evaluate import evaluate_models
+from .fusion import FusionReport, fit_fusion, print_fusion
 from .prediction import predict_volume
 from .report import ModelScores, ModelsReport, Score, print_models
 
-__all__ = ["ModelScores", "ModelsReport", "Score", "evaluate_models", "predict_volume", "print_models"]
+__all__ = [
+    "FusionReport",
+    "ModelScores",
+    "ModelsReport",
+    "Score",
+    "evaluate_models",
+    "fit_fusion",
+    "predict_volume",
+    "print_fusion",
+    "print_models",
+]

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from ...errors import ConfigurationError, DataError, NeuroKubeError, UsageError, surroundings
+from ...errors import ConfigurationError, NeuroKubeError, UsageError, surroundings
 from ...networks import SHIPPED, Bundle, load_bundle
 from ...networks.bundle import installed_folder
 from ...progress import progress
 from ...training.config import AnnotatedVolume
-from ...training.truth import Annotated, described, load
+from ...training.truth import described
 from ...volumes import open_volume
 from ..curves import LEVELS, Curve, mean_f1
 from .page import write_page
-from .prediction import predict_volume, sources, stage_for
+from .prediction import check_images, predict_volume
 from .report import ModelScores, ModelsReport, Origin, Score, write_numbers
 from .sections import Section, section_of
-from .truth import TruthFile, load_truth, region_of
+from .truth import TruthFile, load_truth, loaded, region_of
 
 _MOST_PERMUTATIONS = 16
 _HALF = 128
@@ -117,7 +117,7 @@ def _surveyed(file: TruthFile) -> _Survey:
     sections: dict[str, Section] = {}
     for role, entries in (("validation", file.validation), ("test", file.test)):
         for number, entry in enumerate(entries):
-            volume = _loaded(entry, file.labels)
+            volume = loaded(entry, file.labels)
             region = region_of(entry)
             volumes[role] += [{**row, "region": str(region)} for row in described([volume], file.labels)]
             for k, label in enumerate(file.labels if role == "test" else ()):
@@ -125,10 +125,6 @@ def _surveyed(file: TruthFile) -> _Survey:
                 if found is not None and (label not in sections or found.voxels > sections[label].voxels):
                     sections[label] = found
     return _Survey(volumes, {label: sections[label] for label in file.labels if label in sections})
-
-
-def _loaded(entry: AnnotatedVolume, labels: Sequence[str]) -> Annotated:
-    return load(entry, labels, open_volume(entry.image).spec.voxel_size)
 
 
 def _contenders(bundles: Mapping[str, Bundle], labels: Sequence[str], truth: str) -> list[_Model]:
@@ -146,21 +142,9 @@ def _contenders(bundles: Mapping[str, Bundle], labels: Sequence[str], truth: str
 
 def _fitting(contenders: Sequence[_Model], file: TruthFile, permutations: int) -> list[str]:
     """Check that each model can predict each volume; return what a person should know about it."""
-    remarks = []
-    images = dict.fromkeys(entry.image for entry in (*file.test, *file.validation))
-    for model in contenders:
-        data = model.bundle.card.training.get("data", ())
-        trained = {row.get("fingerprint") for row in data if isinstance(row, dict)} - {None}
-        for url in images:
-            image = open_volume(url)
-            try:
-                stage = stage_for(model.bundle, image, model.labels, permutations)
-            except (ConfigurationError, DataError) as error:
-                raise type(error)(f"{model.name} on {url}: {error}") from None
-            remarks += [f"{model.name}: {remark}" for remark in stage.remarks(sources(image))]
-            if image.fingerprint in trained:
-                remarks.append(f"{model.name} was trained on a part of {url}: be sure that nothing of it is tested")
-    return list(dict.fromkeys(remarks))
+    images = [entry.image for entry in (*file.test, *file.validation)]
+    found = [check_images(model.name, model.bundle, model.labels, images, permutations) for model in contenders]
+    return [remark for remarks in found for remark in remarks]
 
 
 def _count(
@@ -178,7 +162,7 @@ def _count(
     bar = bars.add_task(role, total=total, unit="sections")
     for number, entry in enumerate(entries):
         labels = tuple(dict.fromkeys(label for model in contenders for label in model.labels))
-        volume = _loaded(entry, labels)
+        volume = loaded(entry, labels)
         for model in contenders:
             started = time.monotonic()
             predicted = predict_volume(
@@ -243,7 +227,7 @@ def _scored(model: _Model, labels: Sequence[str], has_validation: bool, remarks:
     bundle = model.bundle
     return ModelScores(
         name=model.name,
-        model=_lasting_name(bundle),
+        model=lasting_name(bundle),
         sha256=bundle.card.sha256,
         labels=bundle.card.labels,
         scores=scores,
@@ -291,7 +275,7 @@ def _best(models: Sequence[ModelScores], has_validation: bool, remarks: list[str
     return max(ranked, key=lambda model: model.selection or 0.0), best_from
 
 
-def _lasting_name(bundle: Bundle) -> str:
+def lasting_name(bundle: Bundle) -> str:
     """Return what finds the model from anywhere: its name where it is installed or shipped, else its path."""
     is_known = bundle.folder.parent in (installed_folder(), SHIPPED)
     return bundle.folder.name if is_known else str(bundle.folder)

@@ -1,16 +1,17 @@
 """A model's prediction of an annotated volume: what the semantics stage would write there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...blocks import Box
+from ...errors import ConfigurationError, DataError
 from ...machine import cores
 from ...networks import Bundle, Normalization
 from ...stages.base import Source, VolumeOutput
 from ...stages.semantics import Semantics, layers_of, predicted
-from ...volumes import Volume
+from ...volumes import Volume, open_volume
 
 _SLAB = 16
 """Sections that are done at a time."""
@@ -35,6 +36,30 @@ def stage_for(bundle: Bundle, image: Volume, labels: Sequence[str] | None = None
         threads=cores(),
     )
     return stage.settle(sources(image), None)
+
+
+def check_images(
+    name: str, bundle: Bundle, labels: Sequence[str], images: Iterable[str], permutations: int
+) -> list[str]:
+    """Check that a model, called `name`, can predict each image; return what a person should know about it.
+
+    Raises:
+        ConfigurationError: where it cannot.
+        DataError: where an image is damaged.
+    """
+    remarks = []
+    data = bundle.card.training.get("data", ())
+    trained = {row.get("fingerprint") for row in data if isinstance(row, dict)} - {None}
+    for url in dict.fromkeys(images):
+        image = open_volume(url)
+        try:
+            stage = stage_for(bundle, image, labels, permutations)
+        except (ConfigurationError, DataError) as error:
+            raise type(error)(f"{name} on {url}: {error}") from None
+        remarks += [f"{name}: {remark}" for remark in stage.remarks(sources(image))]
+        if image.fingerprint in trained:
+            remarks.append(f"{name} was trained on a part of {url}: be sure that nothing of it is tested")
+    return list(dict.fromkeys(remarks))
 
 
 def predict_volume(

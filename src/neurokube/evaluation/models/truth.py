@@ -1,5 +1,6 @@
 """The file of truths: annotated volumes to test models on, and others to choose thresholds by."""
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ...blocks import Box, parse_region
 from ...errors import ConfigurationError
 from ...networks.bundle import first_mistake
 from ...training.config import AnnotatedVolume, read_document
+from ...training.truth import Annotated, load
 from ...volumes import open_volume
 
 EXAMPLE = "lines 'test:' and '  - {image: image.zarr, truth: {membranes: membranes.zarr}}'"
@@ -55,6 +57,15 @@ def load_truth(path: str) -> TruthFile:
 def region_of(entry: AnnotatedVolume) -> Box:
     """Return the voxels of the image that an entry is about."""
     return open_volume(entry.image).spec.box if entry.region is None else parse_region(entry.region)
+
+
+def loaded(entry: AnnotatedVolume, labels: Sequence[str]) -> Annotated:
+    """Read an annotated volume, in the image's own voxels.
+
+    Raises:
+        DataError: where image and truth do not fit, or a truth is empty.
+    """
+    return load(entry, labels, open_volume(entry.image).spec.voxel_size)
 
 
 def _refuse_shared_voxels(truth: TruthFile, path: str) -> None:

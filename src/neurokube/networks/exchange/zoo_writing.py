@@ -90,7 +90,7 @@ def _free(card: Card) -> bool:
 
 
 def _description(bundle: Bundle) -> dict[str, Any]:
-    card = bundle.card
+    card, kind = bundle.card, bundle.card.architecture.kind
     dois = {text: match.group() for text in card.citations if (match := re.search(r"10\.\d{4,}/\S+", text))}
     return {
         "type": "model",
@@ -102,7 +102,7 @@ def _description(bundle: Bundle) -> dict[str, Any]:
         "license": card.licence,
         "documentation": {"source": "README.md"},
         "covers": [{"source": "cover.png"}],
-        "tags": ["electron-microscopy", "3d", "brain", "pytorch", "unet", "semantic-segmentation", "neurokube"],
+        "tags": ["electron-microscopy", "3d", "brain", "pytorch", kind, "semantic-segmentation", "neurokube"],
         "inputs": [_input(card)],
         "outputs": [_output(card)],
         "weights": _weights(bundle),
