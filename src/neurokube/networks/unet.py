@@ -150,8 +150,16 @@ class _Convolution(nn.Module):
         self.active = active
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm(self.convolution(x))
+        y: Tensor = self.norm(self._convolved(x))
         return torch.relu(y) if self.active else y
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        reaches_over = any(n < k for n, k in zip(x.shape[2:], self.convolution.kernel_size, strict=True))
+        if self.training and reaches_over and x.device.type == "cpu":
+            # oneDNN's gradient of such a kernel is wrong in bfloat16 (PyTorch 2.13)
+            with torch.autocast("cpu", enabled=False):
+                return cast(Tensor, self.convolution(x.float()))
+        return cast(Tensor, self.convolution(x))
 
     def fold(self) -> None:
         if isinstance(self.norm, nn.BatchNorm3d):
