@@ -154,9 +154,13 @@ class _Convolution(nn.Module):
         return torch.relu(y) if self.active else y
 
     def _convolved(self, x: Tensor) -> Tensor:
-        reaches_over = any(n < k for n, k in zip(x.shape[2:], self.convolution.kernel_size, strict=True))
-        if self.training and reaches_over and x.device.type == "cpu":
-            # oneDNN's gradient of such a kernel is wrong in bfloat16 (PyTorch 2.13)
+        extent = x.shape[2:]
+        if (
+            self.training
+            and x.device.type == "cpu"
+            and any(n < k for n, k in zip(extent, self.convolution.kernel_size, strict=True))
+        ):
+            # oneDNN's gradient of a kernel that reaches beyond both faces is wrong in bfloat16 (PyTorch 2.13)
             with torch.autocast("cpu", enabled=False):
                 return cast(Tensor, self.convolution(x.float()))
         return cast(Tensor, self.convolution(x))
