@@ -189,8 +189,20 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return its features (n, after, z, y, x)."""
-        y: Tensor = self.norm(self.convolution(x))
+        y: Tensor = self.norm(self._convolved(x))
         return torch.relu(y) if self.active else y
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        extent = x.shape[2:]
+        if (
+            self.training
+            and x.device.type == "cpu"
+            and any(n < k for n, k in zip(extent, self.convolution.kernel_size, strict=True))
+        ):
+            # oneDNN's gradient of a kernel that reaches beyond both faces is wrong in bfloat16 (PyTorch 2.13)
+            with torch.autocast("cpu", enabled=False):
+                return cast(Tensor, self.convolution(x.float()))
+        return cast(Tensor, self.convolution(x))
 
     def fold(self) -> None:
         """Take the batch norm into the weights."""
