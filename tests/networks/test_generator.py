@@ -113,7 +113,8 @@ def test_other_programs_run_it_on_windows_of_any_size(bundle, tmp_path):
         expected = bundle.network()(torch.from_numpy(image)).numpy()
     assert expected.shape == (2, 1, 14, 20, 9)
     export_model(bundle, tmp_path / "finer.pt", format="torchscript")
-    assert np.abs(torch.jit.load(tmp_path / "finer.pt")(torch.from_numpy(image)).detach() - expected).max() < 1e-5
+    found = torch.jit.load(tmp_path / "finer.pt")(torch.from_numpy(image)).detach().numpy()
+    assert np.abs(found - expected).max() < 1e-5
     export_model(bundle, tmp_path / "finer.onnx", format="onnx")
     session = onnxruntime.InferenceSession(tmp_path / "finer.onnx")
     assert np.abs(session.run(None, {"image": image})[0] - expected).max() < 1e-5

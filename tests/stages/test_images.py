@@ -208,7 +208,9 @@ def test_windows_have_the_halo_that_the_network_needs_or_the_whole_volume(models
             grid = WindowGrid(shape, window, stride, halo)
             assert window[1] == window[2]
             for axis in range(3):
-                need = 0 if axis == 0 and kind == "translation" else REACH
+                # where nothing is turned, the network of a plane looks nowhere along the third axis
+                blind = axis == 0 if kind == "translation" else axis == 1 and count == 1
+                need = 0 if blind else REACH
                 assert halo[axis] >= need or len(grid.starts[axis]) == 1
                 assert grid.overlap[axis] >= (overlap or (0, 0, 0))[axis] or len(grid.starts[axis]) == 1
 
@@ -226,9 +228,9 @@ def test_what_is_not_asked_for_is_found_by_trying(bench):
 REFUSED = [
     ("image: has 4 sections, too thin for .*, which looks 4 to either side; use", texture((4, 30, 30)), {}),
     (
-        r"window: \(11, 8, 24\) leaves too little between a halo of .*; set a larger window",
+        r"window: \(11, 8, 8\) leaves too little between a halo of .*; set a larger window",
         None,
-        {"window": [11, 8, 24]},
+        {"window": [11, 8, 8]},
     ),
     (r"permutations: 16, but voxels and windows allow 8", None, {"permutations": 16, "window": [11, 24, 32]}),
 ]

@@ -56,4 +56,4 @@ class Normalization(BaseModel):
     def grey(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return normalized values as grey values, the inverse of `apply`; 1 to 255, since 0 is empty."""
         grey = values * np.float32(self.deviation) + np.float32(self.mean)
-        return np.clip(np.rint(grey, out=grey), 1, 255).astype(np.uint8)
+        return np.asarray(np.clip(np.rint(grey, out=grey), 1, 255), np.uint8)

@@ -7,6 +7,7 @@
 0 is empty: where the sections beside a new one are both empty it is empty too, and nothing else is.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -85,8 +86,9 @@ class ImageStage(NetworkStage):
 
     _instead: ClassVar[str] = "use a model that looks less far"
 
+    @abstractmethod
     def _refuse_factor(self, factor: int) -> None:
-        raise NotImplementedError
+        """Raise what to do about a model that makes `factor` sections of one."""
 
     def made(self, image: VolumeSpec) -> VolumeSpec:
         """Return what is made of an image: its first section stays the first, and the last the last."""

@@ -5,6 +5,7 @@ dtype decide the last bit and cannot be known in advance: they are tried when a 
 """
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
@@ -77,8 +78,8 @@ class Windows(NamedTuple):
 class NetworkStage(TiledStage):
     """A stage that applies a trained network to an image.
 
-    A subclass says which models it takes (`_check`) and windows it may use (`_windows`), what memory a block holds
-    (`column`), and how the voxels that it writes (`made`) lie beside those that the network sees (`seen`).
+    A subclass says which models it takes (`_check_model`) and which windows it may use (`_windows`), what memory a
+    block holds (`column`), and how the voxels that it writes (`made`) lie beside those that the network sees (`seen`).
     """
 
     roles: ClassVar[tuple[str, ...]] = ("image", "mask")
@@ -209,14 +210,15 @@ class NetworkStage(TiledStage):
 
     _too_far: ClassVar[str] = "too far apart"
 
+    @abstractmethod
     def _check_model(self, image: VolumeSpec) -> None:
         """Check that the model is of the kind that the stage takes."""
 
     # geometry
 
+    @abstractmethod
     def made(self, image: VolumeSpec) -> VolumeSpec:
         """Return what is made of an image."""
-        raise NotImplementedError
 
     def seen(self, image: VolumeSpec) -> Vector:
         """Return the shape that the network sees an image in."""
@@ -230,13 +232,13 @@ class NetworkStage(TiledStage):
         """Return what the network makes for voxels that are written, from start to stop along an axis."""
         return start, stop
 
+    @abstractmethod
     def _windows(self, image: VolumeSpec) -> Iterator[Windows]:
         """Yield the windows to choose from for an image, in ascending order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def column(self, depth: int, image: VolumeSpec, window: int) -> float:
         """Return the bytes that a block holds for each voxel (y, x) of its face, `depth` the sections of a cell."""
-        raise NotImplementedError
 
     def turns(self, image: VolumeSpec, window: Vector) -> Sequence[Permutation]:
         """Return the permutations of a window that are averaged."""
