@@ -337,7 +337,7 @@ def numbered(first: Labels, sizes: Labels, same: Labels, fewest: int) -> Labels:
         return np.zeros(0, np.uint64)
     union = UnionFind(first.size)
     union.merge(np.ascontiguousarray(same))
-    root = union.element_labeling()
+    root: Labels = union.element_labeling()
     size, lowest = np.zeros(first.size, np.uint64), np.full(first.size, np.iinfo(np.uint64).max)
     np.add.at(size, root, sizes)
     held = sizes > 0
