@@ -10,9 +10,10 @@ where their cores do, and what has no core is left out (hysteresis, Canny, IEEE 
     with a core    1 1 1 2 2 2
 
 A voxel's owner, the nearest voxel of a core, depends on nothing beyond `reach`, so a tile with that much
-around finds what the whole volume would.  A tile numbers its pieces, and sees one voxel of its neighbours:
-pieces that two tiles see in one voxel are one object (union-find, as Rosenfeld & Pfaltz, J. ACM 13:471,
-1966).  Objects count from 1 in the order of their first voxels, so labels do not depend on tiles at all.
+around finds what the whole volume would.  A tile numbers its pieces, and sees one voxel of its neighbours
+on the upper faces: pieces that two tiles see in one voxel are one object (union-find, as Rosenfeld & Pfaltz,
+J. ACM 13:471, 1966).  Objects count from 1 in the order of their first voxels, so labels do not depend on
+tiles at all.
 
     tables of a tile
       runs     (m, 2)  uint32   the pieces of all that it sees, run by run along x: first voxel, piece or 0
@@ -162,10 +163,8 @@ class _Tiles:
         return z, y, x
 
     def _seen(self, box: Box) -> Box:
-        """Return a tile with what it sees of the neighbours after it: the others see it."""
-        aside = 0 if self.stage.connectivity == 6 else 1
-        start, stop = box.grow((0, aside, aside)).start, box.grow((1, 1, 1)).stop
-        return Box(start, stop).clip(self.spec.box)
+        """Return a tile with one voxel more on its upper faces: any two that touch are seen together by some tile."""
+        return Box(box.start, box.grow((1, 1, 1)).stop).clip(self.spec.box)
 
     def pieces(self, cell: int, box: Box, data: Data) -> None:
         """Number the pieces that a tile sees."""
@@ -194,14 +193,14 @@ class _Tiles:
         return _from_runs(data.table("runs", cell), seen), seen
 
     def links(self, cell: int, box: Box, data: Data) -> None:
-        """Find which pieces of the neighbours after it a tile sees."""
+        """Find which pieces of its neighbours on the upper faces a tile sees."""
         from bioimage_cpp.utils import segmentation_overlap
 
         labels, seen = self._labels(cell, data)
         here, found = self.grid.coordinate(cell), [np.empty((0, 3), np.uint64)]
         for direction in directions(self.stage.connectivity):
             z, y, x = (a + b for a, b in zip(here, direction, strict=True))
-            if not all(0 <= k < n for k, n in zip((z, y, x), self.grid.counts, strict=True)):
+            if min(direction) < 0 or any(k >= n for k, n in zip((z, y, x), self.grid.counts, strict=True)):
                 continue
             other = self.grid.index((z, y, x))
             common = seen.clip(self.grid.box(other))
@@ -338,7 +337,7 @@ def numbered(first: Labels, sizes: Labels, same: Labels, fewest: int) -> Labels:
         return np.zeros(0, np.uint64)
     union = UnionFind(first.size)
     union.merge(np.ascontiguousarray(same))
-    root = union.element_labeling()
+    root: Labels = union.element_labeling()
     size, lowest = np.zeros(first.size, np.uint64), np.full(first.size, np.iinfo(np.uint64).max)
     np.add.at(size, root, sizes)
     held = sizes > 0
