@@ -55,8 +55,7 @@ def volumes(tmp_path_factory):
         for seed, name in enumerate(("coarse", "unseen"))
     }
     paths["isotropic"] = write(folder / "isotropic.zarr", texture(2), "image")
-    inverted = (255 - texture(3) // 2).astype(np.uint8)
-    paths["inverted"] = write(folder / "inverted.zarr", np.clip(inverted, 1, 255), "image")
+    paths["stained"] = write(folder / "stained.zarr", np.where(texture(3) > 128, 211, 171).astype(np.uint8), "image")
     return paths
 
 
@@ -69,7 +68,7 @@ def document(volumes, tmp_path):
         if task == "superresolution":
             content |= {"factor": 2, "window": [8, 16]}
         else:
-            content |= {"volumes": [{"image": volumes["isotropic"]}], "targets": [{"image": volumes["inverted"]}]}
+            content |= {"volumes": [{"image": volumes["isotropic"]}], "targets": [{"image": volumes["stained"]}]}
             content |= {"window": [1, 16, 16], "gan": GAN}
         if fields.get("method") == "cyclegan":
             content["gan"] = GAN
@@ -109,8 +108,10 @@ def test_thick_section_k_lies_at_thin_section_factor_k(degradation, sections):
     ramp = np.arange(rows, dtype=np.float32)[:, None].repeat(2, 1)
     thick, thin = degradation.to_thick(ramp, sections), degradation.to_thin(ramp, sections)
     assert thick.shape == (sections, 2) and thin.shape == (degradation.thin(sections), 2)
-    assert np.allclose(thick, thin[:: degradation.factor], atol=1e-3)
-    assert np.allclose(np.diff(thin, axis=0), degradation.step, atol=1e-3)
+    # a mean is over whole pixels and parts of them, within which nothing is known
+    atol = 0.3 if degradation.average else 1e-3
+    assert np.allclose(thick, thin[:: degradation.factor], atol=atol)
+    assert np.allclose(np.diff(thin, axis=0), degradation.step, atol=atol)
 
 
 @pytest.mark.parametrize("average", [False, True])
@@ -291,12 +292,12 @@ def _state(bundle):
 
 def test_discriminator_that_always_wins_ends_the_training_with_the_last_good_generator(trained):
     # the generator hardly moves, the discriminator learns fast what it makes
-    gan = {**GAN, "features": 16, "rate": 1e6}
+    gan = {**GAN, "features": 16, "rate": 4e5}
     with pytest.raises(NeuroKubeError) as raised:
-        trained("translation", gan=gan, learning_rate=1e-8, steps=200, interval=5)
+        trained("translation", gan=gan, learning_rate=1e-8, steps=400, interval=10)
     said = str(raised.value)
     assert "the discriminator always wins" in said and "less than 0.01" in said and "\n" not in said
-    assert "lower learning_rate (now 1e-08) or gan.rate (now 1e+06)" in said
+    assert "lower learning_rate (now 1e-08) or gan.rate (now 400000)" in said
     kept = load_bundle(said.split("is kept as ")[1].split(":")[0])
     rows = history(kept)
     good = max(row["step"] for row in rows if row["discriminator"] >= 0.01)
@@ -324,18 +325,19 @@ def test_generator_that_makes_one_grey_is_not_kept(trained, monkeypatch):
         ({"gan": GAN}, "gan: only a CycleGAN uses it; write method: cyclegan"),
         ({"fine": [{"image": "x"}]}, "fine: only a CycleGAN uses it"),
         ({"method": "cyclegan", "augmentation": {"noise": 1}}, "augmentation.noise: grey values are what"),
-        ({"task": "translation", "factor": None, "window": [1, 16, 16]}, "targets: Field required"),
+        ({"task": "translation", "targets": []}, "targets: "),
+        ({"task": "translation", "factor": 2}, "factor: unknown field"),
     ],
 )
 def test_settings_that_cannot_be(document, fields, words):
     with pytest.raises(ConfigurationError) as raised:
-        parse_training(document(**fields) | {"task": fields.get("task", "superresolution")}, where="file")
+        parse_training(document(**fields), where="file")
     assert words in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_data_that_does_not_fit_is_refused_in_one_line(document, trained, volumes, model, tmp_path, neurokube):
     code, said = neurokube(
-        "train", write_file(tmp_path / "t.yaml", document(volumes=[{"image": volumes["isotropic"]}]))
+        "train", write_file(tmp_path / "t.yaml", document(volumes=[{"image": volumes["isotropic"]}])), "-q"
     )
     assert code == 65 and "nearly as wide as deep" in said and "leave it out" in said and said.count("\n") == 1
     with pytest.raises(DataError, match=r"sections of 6.67 nm .* finer than the pixels .* use factor: 2"):

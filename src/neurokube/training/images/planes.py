@@ -134,4 +134,4 @@ def _flipped(random: Generator, *planes: Plane) -> tuple[Plane, ...]:
 
 
 def _tensor(plane: Plane) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(plane))[None, :, None]
+    return torch.from_numpy(plane.copy())[None, :, None]

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from math import log10
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class HeldOut(Showcase):
             difference = plane.grey(made)[between].astype(np.float64) - plane.grey(plane.thin)[between]
             wrong, count = wrong + float((difference**2).sum()), count + difference.size
         # an error of nothing has no ratio; that of rounding is the least that can be told
-        return round(10 * np.log10(255**2 / max(wrong / count, 1 / 12)), 3)
+        return round(10 * log10(255**2 / max(wrong / count, 1 / 12)), 3)
 
 
 class _Plane:

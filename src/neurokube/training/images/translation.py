@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.random import default_rng
 from rich.progress import Progress
@@ -48,7 +47,8 @@ class Looks(Numbered):
             image = stack.normalization.apply(stack.image[Box.of(self._window).shift((z, y, x)).slices])
             if self._permute:
                 image, _ = permute_window(stack.voxel_size, self._window, image, [], random)
-            windows.append(torch.from_numpy(np.ascontiguousarray(image))[None])
+            # a copy: flipped along a single section, an array counts as contiguous but is of no use to torch
+            windows.append(torch.from_numpy(image.copy())[None])
         return tuple(windows)
 
 
