@@ -40,6 +40,12 @@ STAGES = {
     "graph": {},
     "multicut": {},
     "segmentation": {},
+    "fusion": {
+        "tile": TILE,
+        "channels": {"ridges": "boundaries.boundaries", "grey": "image"},
+        "weights": {"ridges": 0.9, "grey": -0.4},
+        "bias": -0.2,
+    },
 }
 
 
