@@ -4,17 +4,14 @@ import csv
 import json
 import re
 from collections.abc import Callable
-from functools import cache
 from html.parser import HTMLParser
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
-from numpy.typing import NDArray
+from greys import SHAPE, SIZE, TEST, VALIDATION, Annotations, entry, grey_model
 from typer.testing import CliRunner
 
 from neurokube.blocks import Box
@@ -25,15 +22,12 @@ from neurokube.evaluation.models import evaluate_models, predict_volume, print_m
 from neurokube.evaluation.models.prediction import stage_for
 from neurokube.evaluation.models.sections import section_of
 from neurokube.networks import Normalization, load_bundle, write_bundle
-from neurokube.networks.bundle import find, write_files
+from neurokube.networks.bundle import find
 from neurokube.networks.unet import UNet, UNetConfig
 from neurokube.training.truth import Annotated
-from neurokube.volumes import VolumeSpec, create, open_volume
+from neurokube.volumes import open_volume
 from neurokube.workflow import Run, execute, parse_workflow
 
-SIZE = (10.0, 10.0, 10.0)
-SHAPE = (12, 40, 40)
-TEST, VALIDATION = "6:12,0:40,0:40", "0:6,0:40,0:40"
 LEFT = Box((6, 0, 0), (12, 40, 20))
 
 # other people's models come as TorchScript, whatever PyTorch would rather have
@@ -44,40 +38,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep to float32, in which a gray value comes back as it was."""
     monkeypatch.setattr("neurokube.networks.precision.fast_bfloat16", lambda: False)
-
-
-class Grey(torch.nn.Module):
-    """Predicts the gray value itself for the first label, its opposite for the second, noise for a third."""
-
-    def __init__(self, labels: int) -> None:
-        super().__init__()
-        self.labels = labels
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        grey = (x * 64 + 128) / 255
-        return torch.cat([grey, 1 - grey, torch.frac(grey * 997)], 1)[:, : self.labels]
-
-
-@cache
-def torchscript(labels: int) -> bytes:
-    file = BytesIO()
-    torch.jit.save(torch.jit.trace(Grey(labels), torch.zeros(1, 1, 8, 24, 24)), file)
-    return file.getvalue()
-
-
-def grey_model(folder: Path, labels: tuple[str, ...] = ("bright", "dark"), **fields: Any) -> str:
-    card = {
-        "name": folder.name,
-        "architecture": {"kind": "torchscript"},
-        "labels": labels,
-        "output": "probabilities",
-        "voxel_size": SIZE,
-        "normalization": {"mean": 128.0, "deviation": 64.0},
-        "window": (8, 24, 24),
-        "halo": (1, 2, 2),
-    }
-    write_files(folder, {**card, **fields}, "model.pt", torchscript(len(labels)))
-    return str(folder)
 
 
 def unet(folder: Path, voxel_size: tuple[float, float, float]) -> str:
@@ -99,36 +59,12 @@ def unet(folder: Path, voxel_size: tuple[float, float, float]) -> str:
     return str(folder)
 
 
-class Bench:
-    """A folder with an image, truths of it and files that name them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.image = np.random.default_rng(0).integers(1, 256, SHAPE, np.uint8)
-        self.write("image", self.image, kind="image")
-        self.write("bright", self.image >= 150)
-        self.write("dark", self.image < 60)
-
-    def write(self, name: str, array: NDArray[Any], **fields: Any) -> str:
-        array = array.astype(np.uint8)
-        spec = VolumeSpec(**{"shape": array.shape, "dtype": "uint8", "voxel_size": SIZE, "kind": "labels", **fields})
-        volume = create(str(self.folder / f"{name}.zarr"), spec, shard=(16, 64, 64), attributes={"fingerprint": name})
-        volume.write(spec.box, array)
-        return volume.url
-
-    def truth(self, **document: Any) -> str:
-        file = self.folder / "truth.yaml"
-        file.write_text(yaml.safe_dump(document) if document else "# nothing yet")
-        return str(file)
+class Bench(Annotations):
+    """Annotations on which models are scored."""
 
     def evaluate(self, *models: str, truth: str | None = None, **options: Any) -> Any:
         truth = truth or self.truth(test=[entry(TEST)], validation=[entry(VALIDATION)])
         return evaluate_models(models, truth, str(self.folder / "report"), quiet=True, **options)
-
-
-def entry(region: str | None = None, **truth: Any) -> dict[str, Any]:
-    truth = truth or {"bright": "bright.zarr", "dark": "dark.zarr"}
-    return {"image": "image.zarr", "truth": truth, **({} if region is None else {"region": region})}
 
 
 @pytest.fixture

@@ -119,7 +119,9 @@ def test_output_is_the_fusion_of_the_channels_whatever_the_block_and_the_tile(fo
     expected = fuse({"membranes": channel(1), "boundaries": channel(2)}, Weights(weights=WEIGHTS, bias=-0.5))
     found = computed(planned(folder, block=block))
     assert np.array_equal(found[0], expected)
-    assert all(np.array_equal(*pair) for pair in zip(found, computed(planned(folder, name="b", tile=None)), strict=True))
+    assert all(
+        np.array_equal(*pair) for pair in zip(found, computed(planned(folder, name="b", tile=None)), strict=True)
+    )
 
 
 def test_it_reads_the_outputs_of_other_stages(folder):

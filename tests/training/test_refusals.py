@@ -120,6 +120,10 @@ def test_label_that_no_volume_has(refused):
         ({"volumes": []}, "volumes: "),
         ({"name": "../out"}, "name: "),
         ({"devices": "all"}, "devices"),
+        ({"network": "resnet"}, "network: must be 'unet' or 'inception'"),
+        ({"network": "inception", "size": [4]}, "size: an inception network has two levels"),
+        ({"network": "inception", "size": [4, 6]}, "the second of a multiple of 4"),
+        ({"network": "inception", "size": [4, 8, 16]}, "size: an inception network has two levels"),
     ],
 )
 def test_setting_that_cannot_be(refused, fields, words):

@@ -10,7 +10,7 @@ import torch
 from blobs import QUIET, blobs, document, write, write_file
 from PIL import Image
 
-from neurokube.errors import DataError, NeuroKubeError, UsageError
+from neurokube.errors import ConfigurationError, DataError, NeuroKubeError, UsageError
 from neurokube.networks.bundle import write_files
 from neurokube.training import module, parse_training
 from neurokube.training.losses import MaskedLoss
@@ -166,6 +166,32 @@ def test_fine_tuning_resamples_to_the_voxels_of_the_model(taught, settings, tmp_
     assert tuned.card.voxel_size == (10, 10, 10)
     assert tuned.card.training["data"][0]["shape"] == [8, 48, 48]
     assert tuned.card.scores["validation"]["f1"]["blob"] > 0.8
+
+
+INCEPTION = {"network": "inception", "size": [4, 8]}
+
+
+def test_a_network_of_another_kind_learns_and_is_trained_on(settings):
+    made = settings(**INCEPTION, validated=True, steps=40, interval=10)
+    taught = train(made, quiet=True)
+    assert taught.card.architecture.kind == "inception" and taught.card.multiple == (2, 2, 2)
+    assert taught.card.scores["validation"]["f1"]["blob"] > 0.8
+    # the kind is that of the model, and so are the sizes
+    still = {"learning_rate": 1e-12, "weight_decay": 0, "average": 0, "steps": 1, "interval": 1}
+    tuned = train(settings(name="tuned", **still), start=str(taught.folder), quiet=True)
+    assert tuned.card.architecture == taught.card.architecture
+    before, after = taught.tensors(), tuned.tensors()
+    assert torch.allclose(after["head.weight"], before["head.weight"], atol=1e-6)
+    assert torch.allclose(after["layers.0.mix.convolution.weight"], before["layers.0.mix.convolution.weight"])
+    with pytest.raises(ConfigurationError, match=r"^network: unet, but [^\n]* is of kind inception; leave it out$"):
+        train(settings(name="other", network="unet"), start=str(taught.folder), quiet=True)
+
+
+def test_a_network_of_another_kind_goes_on_to_the_same_weights(settings):
+    made = settings(**INCEPTION, steps=8)
+    undisturbed = train(made, quiet=True)
+    (undisturbed.folder.parent / "checkpoints" / "step-00000008.ckpt").unlink()
+    assert train(made, resume=True, quiet=True).card.sha256 == undisturbed.card.sha256
 
 
 def test_a_model_from_elsewhere_is_refused(taught, settings, tmp_path):

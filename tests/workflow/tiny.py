@@ -43,6 +43,12 @@ STAGES = {
     "segmentation": {},
     "objects": {"semantics": "boundaries", "threshold": 0.3, "core": 0.7, "reach": 60, "tile": TILE},
     "measurements": {"cells": "segmentation", "semantics": "boundaries"},
+    "fusion": {
+        "tile": TILE,
+        "channels": {"ridges": "boundaries.boundaries", "grey": "image"},
+        "weights": {"ridges": 0.9, "grey": -0.4},
+        "bias": -0.2,
+    },
 }
 
 

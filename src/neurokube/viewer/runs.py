@@ -56,7 +56,7 @@ def _is_begun(run: Run, stage: str) -> bool:
 def _kind(stage: str, output: VolumeOutput) -> LayerKind:
     if output.spec.kind == "labels":
         return "segmentation"
-    return "probability" if stage in ("boundaries", "semantics") else "image"
+    return "probability" if stage in ("boundaries", "semantics", "fusion") else "image"
 
 
 def _visible(output: str) -> bool:
