@@ -365,10 +365,10 @@ def parse_training(document: dict[str, Any], *, where: str, folder: Path | None 
 
 
 def _suggestion(word: str, kind: type[Schedule]) -> str:
-    parts = {
+    parts: dict[type[Schedule], tuple[type[BaseModel], ...]] = {
         Training: (Training, AnnotatedVolume, LabelSource, Augmentation),
         Superresolution: (Superresolution, ImageVolume, ImageAugmentation, Adversarial),
         Translation: (Translation, ImageVolume, ImageAugmentation, Adversarial),
-    }[kind]
-    close = get_close_matches(word, sorted({name for part in parts for name in part.model_fields}), n=1)
+    }
+    close = get_close_matches(word, sorted({name for part in parts[kind] for name in part.model_fields}), n=1)
     return f"; did you mean '{close[0]}'?" if close else "; docs/training.md lists them"

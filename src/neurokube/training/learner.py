@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +108,7 @@ class Learner(LightningModule):
     @property
     def result(self) -> nn.Module:
         """The network to keep: the average, where one is taken."""
-        return cast(nn.Module, self.average.module) if self.schedule.average else self.network
+        return self.average.module if self.schedule.average else self.network
 
     def check_weights(self) -> None:
         """Make sure that what is to be kept can be used: the last step may have spoilt it after its loss was taken.

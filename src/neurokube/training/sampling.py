@@ -116,7 +116,7 @@ def check_size(name: str, shape: Vector, window: Vector) -> None:
 
 def shares(weights: Sequence[float]) -> NDArray[np.float64]:
     """Return how often windows come from each of several volumes."""
-    return np.array(weights) / np.sum(weights)
+    return np.asarray(np.array(weights) / np.sum(weights), np.float64)
 
 
 def _places(volume: Annotated, labels: int, seed: int) -> list[NDArray[np.int64]]:

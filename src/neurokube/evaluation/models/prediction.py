@@ -10,7 +10,8 @@ from ...errors import ConfigurationError, DataError
 from ...machine import cores
 from ...networks import Bundle, Normalization
 from ...stages.base import Source, VolumeOutput
-from ...stages.semantics import Semantics, layers_of, predicted
+from ...stages.inference import layers_of
+from ...stages.semantics import Semantics, predicted
 from ...volumes import Volume, open_volume
 
 _SLAB = 16

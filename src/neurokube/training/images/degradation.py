@@ -68,17 +68,17 @@ class Degradation:
         return ceil(self.factor * self.step / 2) if self.average else 0
 
     def _cut(self, plane: NDArray[np.float32], at: NDArray[np.int64], thickness: int) -> NDArray[np.float32]:
-        middles = self._margin + at * self.step
+        middles = np.asarray(self._margin + at * self.step, np.float64)
         if self.average:
             weights = _overlaps(middles, thickness * self.step, len(plane))
         else:
             # linear interpolation
             weights = np.maximum(0, 1 - np.abs(np.arange(len(plane)) - middles[:, None])).astype(np.float32)
-        return weights @ plane
+        return np.asarray(weights @ plane, np.float32)
 
 
 def _overlaps(middles: NDArray[np.float64], thickness: float, rows: int) -> NDArray[np.float32]:
     """Return the share of each of the rows in sections of some thickness around middles, shape (middles, rows)."""
     row, low, high = np.arange(rows), middles[:, None] - thickness / 2, middles[:, None] + thickness / 2
     shared = np.minimum(row + 0.5, high) - np.maximum(row - 0.5, low)
-    return (np.maximum(0, shared) / thickness).astype(np.float32)
+    return np.asarray(np.maximum(0, shared) / thickness, np.float32)

@@ -193,4 +193,4 @@ def _middle(stack: Stack) -> NDArray[np.uint8]:
 
 
 def _grey(values: NDArray[np.float32], normalization: Normalization) -> NDArray[np.uint8]:
-    return np.clip(np.rint(values * normalization.deviation + normalization.mean), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(values * normalization.deviation + normalization.mean), 0, 255), np.uint8)
