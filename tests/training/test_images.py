@@ -244,6 +244,8 @@ def test_cyclegan_changes_its_generator_by_each_of_its_losses(trained, volumes):
     assert [row["role"] for row in full.card.training["data"]] == ["volume", "fine"]
     for loss in ("adversarial", "cycle", "identity"):
         assert trained(name=loss, gan={**GAN, loss: 0}, **fields).card.sha256 != full.card.sha256
+    half = trained(name="half", gan=GAN, precision="bfloat16", **fields)
+    assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in half.tensors().values())
     (row,) = history(full)
     assert 0 < row["discriminator"] < 1 and row["cycle"] > 0 and 0.5 < row["contrast"] < 2
 
@@ -325,6 +327,8 @@ def test_generator_that_makes_one_grey_is_not_kept(trained, monkeypatch):
         ({"gan": GAN}, "gan: only a CycleGAN uses it; write method: cyclegan"),
         ({"fine": [{"image": "x"}]}, "fine: only a CycleGAN uses it"),
         ({"method": "cyclegan", "augmentation": {"noise": 1}}, "augmentation.noise: grey values are what"),
+        ({"method": "cyclegan", "devices": 2}, "devices: a GAN trains on one"),
+        ({"task": "translation", "devices": 2}, "devices: a GAN trains on one"),
         ({"task": "translation", "targets": []}, "targets: "),
         ({"task": "translation", "factor": 2}, "factor: unknown field"),
     ],

@@ -1,4 +1,4 @@
-"""Training: annotated volumes in, a model bundle out."""
+"""Training: volumes in, a model bundle out."""
 
 from .config import Training, load_training, parse_training
 

@@ -247,6 +247,10 @@ class ImageTraining(Schedule):
     weight_decay: NonNegativeFloat = 0.0
     gan: Adversarial = Adversarial()
 
+    def _on_one_device(self) -> None:
+        if self.devices not in (1, "auto"):
+            raise ValueError("devices: a GAN trains on one, since its buffer of images is; leave it out")
+
 
 class Superresolution(ImageTraining):
     """The training of a network that makes sections between sections, `task: superresolution`."""
@@ -280,6 +284,8 @@ class Superresolution(ImageTraining):
         grey = self.augmentation.model_fields_set - {"permutations"}
         if self.method == "cyclegan" and (odd := sorted(grey)):
             raise ValueError(f"augmentation.{odd[0]}: grey values are what a CycleGAN learns; leave it out")
+        if self.method == "cyclegan":
+            self._on_one_device()
         return self
 
 
@@ -297,6 +303,11 @@ class Translation(ImageTraining):
         None, description="model of the targets' structures, which must find the same after there and back"
     )
     segmentation_weight: PositiveFloat = Field(1.0, description="weight of that")
+
+    @model_validator(mode="after")
+    def _of_a_gan(self) -> Self:
+        self._on_one_device()
+        return self
 
     def placed(self, folder: Path) -> Self:
         """Return the same with its paths, which count from `folder`, as they are from anywhere."""

@@ -95,7 +95,8 @@ class Keeper(Callback):
         alarm = module.alarm()
         better = alarm is None and (score is None or score > self._best)
         self._best = score if score is not None and better else self._best
-        self._stale = 0 if better else self._stale + 1
+        if alarm is None:
+            self._stale = 0 if better else self._stale + 1
         if better:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in module.result.state_dict().items()}
             # by way of memory: on a full disk torch.save itself raises what cannot be told from a bug

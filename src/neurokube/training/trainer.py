@@ -52,10 +52,10 @@ def train(
     have learned, others start afresh.
 
     Raises:
-        UsageError: where the folder holds another training, or `start` is no network of ours.
+        UsageError: where the folder holds another training, or `start` is no network of ours for the task.
         ConfigurationError: where settings do not fit the data, or the training to go on with.
         DataError: where volumes and truth do not fit.
-        NeuroKubeError: where the loss is no number any more; what was learned until then is kept.
+        NeuroKubeError: where the loss is no number any more, or a GAN collapsed; what was learned until then is kept.
         TryAgainError: where the disk is full.
         Drained: where it was asked to stop.
     """

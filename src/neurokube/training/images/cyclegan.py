@@ -230,8 +230,8 @@ class Coarsener(nn.Module):
 class TranslationCycleGAN(CycleGAN):
     """From one look (a) to another (b), and back.
 
-    With a model of the structures in b, what it finds must be the same after there and back (Januszewski and Jain,
-    "Segmentation-enhanced CycleGAN", bioRxiv 2019).
+    With a model of the structures in b, what it finds must be the same after there and back: the idea of Januszewski
+    and Jain, "Segmentation-enhanced CycleGAN" (bioRxiv 2019), for networks that label voxels.
     """
 
     def __init__(self, *args: Any, segmenter: "Segmenter | None" = None, **more: Any) -> None:
