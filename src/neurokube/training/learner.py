@@ -67,7 +67,15 @@ class Learner(LightningModule):
         self.numbered.first = self.current_epoch * settings.interval * settings.batch * self.trainer.world_size
         steps = min(settings.interval, settings.steps - self.current_epoch * settings.interval)
         self.numbered.count = max(0, steps) * settings.batch * self.trainer.world_size
-        return DataLoader(self.numbered, settings.batch, shuffle=False, num_workers=settings.loaders)
+        # a fork of a process with threads, as PyTorch and tensorstore start, can crash
+        context = "spawn" if settings.loaders else None
+        return DataLoader(
+            self.numbered,
+            settings.batch,
+            shuffle=False,
+            num_workers=settings.loaders,
+            multiprocessing_context=context,
+        )
 
     def configure_optimizers(self) -> Any:
         """AdamW on one cycle of the learning rate (Smith and Topin, 2019)."""
