@@ -10,7 +10,7 @@ from rich.progress import Progress
 from ..blocks import Vector
 from ..errors import ConfigurationError, DataError, UsageError
 from ..networks import Bundle
-from ..networks.bundle import OwnArchitecture
+from ..networks.bundle import GeneratorArchitecture, OwnArchitecture
 from ..networks.networks import CONFIGS, config_of, fill, network_of
 from ..networks.unet import Network, NetworkConfig
 from ..volumes import open_volume
@@ -60,7 +60,10 @@ def _architecture(settings: Training, origin: Bundle | None) -> tuple[tuple[str,
         features = made.sizes[settings.size] if isinstance(settings.size, str) else settings.size
         return labels, voxel_size, made.fitting(voxel_size, len(labels), features)
     if not isinstance(origin.card.architecture, OwnArchitecture) or origin.card.channels != 1:
-        raise UsageError(f"{origin.folder}: not a network of this program that labels; only these can be trained on")
+        foreign = "" if isinstance(origin.card.architecture, GeneratorArchitecture) else "a model from elsewhere, "
+        raise UsageError(
+            f"{origin.folder}: {foreign}not a network of this program that labels; only these can be trained on"
+        )
     if settings.network not in (None, kind := origin.card.architecture.kind):
         raise ConfigurationError(f"network: {settings.network}, but {origin.folder} is of kind {kind}; leave it out")
     voxel_size = settings.voxel_size or origin.card.voxel_size

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import l1_loss
+from torch.nn.functional import mse_loss
 
 from ...networks import Normalization
 from ...networks.generator import Generator
@@ -75,7 +75,7 @@ class ImageLearner(Learner):
 
 
 class Restorer(ImageLearner):
-    """Learns to restore the sections that were taken out of planes, by the mean absolute difference.
+    """Learns to restore the sections that were taken out of planes, by the mean squared difference.
 
     The volume's own high-resolution planes are the truth (Weigert et al., "Content-aware image restoration",
     Nature Methods 2018; Zhao et al., "SMORE", IEEE TMI 2021).
@@ -89,6 +89,6 @@ class Restorer(ImageLearner):
         """
         thick, thin = batch
         made = self.network(thick.contiguous(memory_format=torch.channels_last_3d))[:, :, : thin.shape[2]]
-        loss = l1_loss(made.float(), thin)
+        loss = mse_loss(made.float(), thin)
         self.note_loss(loss, index)
         return loss
