@@ -19,6 +19,7 @@ configs = st.builds(
     blocks=st.integers(1, 3),
     factor=st.integers(1, 4),
     plane=st.just("zx"),
+    aside=st.integers(0, 2),
 ) | st.builds(GeneratorConfig, features=st.just(4), blocks=st.integers(1, 3), plane=st.just("yx"))
 
 

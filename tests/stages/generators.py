@@ -17,9 +17,11 @@ REACH = 4
 VOXEL_SIZE = {"superresolution": (40.0, 10.0, 10.0), "translation": (10.0, 10.0, 10.0)}
 
 
-def write_generator(folder: Path, seed: int | None = 0, factor: int = 1, plane: str = "zx", **fields: Any) -> Bundle:
+def write_generator(
+    folder: Path, seed: int | None = 0, factor: int = 1, plane: str = "zx", aside: int = 0, **fields: Any
+) -> Bundle:
     """Write a generator that looks 4 voxels far; its weights are random, or as before training where seed is None."""
-    config = GeneratorConfig(features=4, blocks=1, factor=factor, plane=plane)
+    config = GeneratorConfig(features=4, blocks=1, factor=factor, plane=plane, aside=aside)
     network = Generator(config)
     if seed is not None:
         torch.manual_seed(seed)

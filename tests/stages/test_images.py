@@ -28,7 +28,10 @@ from neurokube.stages.translation import Translation
 from neurokube.volumes import VolumeSpec
 from neurokube.workflow import execute, work
 
-KINDS = {"superresolution": {"factor": 2}, "translation": {"plane": "yx", "target": {"mean": 90, "deviation": 20}}}
+KINDS = {
+    "superresolution": {"factor": 2, "aside": 2},
+    "translation": {"plane": "yx", "target": {"mean": 90, "deviation": 20}},
+}
 
 
 @pytest.fixture(scope="module")

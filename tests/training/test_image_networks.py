@@ -54,6 +54,7 @@ def volumes(tmp_path_factory):
         name: write(folder / f"{name}.zarr", texture(seed)[::2], "image", voxel_size=THICK)
         for seed, name in enumerate(("coarse", "unseen"))
     }
+    paths["far"] = write(folder / "far.zarr", texture(4, (72, 48, 48))[::6], "image", voxel_size=(60.0, 10.0, 10.0))
     paths["isotropic"] = write(folder / "isotropic.zarr", texture(2), "image")
     paths["stained"] = write(folder / "stained.zarr", np.where(texture(3) > 128, 211, 171).astype(np.uint8), "image")
     return paths
@@ -198,6 +199,31 @@ def test_superresolution_learns_to_beat_linear_interpolation(trained, volumes):
     assert again.card.scores["validation"]["psnr"] == pytest.approx(scores["psnr"], abs=0.01)
 
 
+def test_neighbours_are_seen_where_sections_are_near(trained, volumes):
+    assert trained().card.architecture.aside == 2
+    assert trained(name="alone", neighbours=False).card.architecture.aside == 0
+    assert trained(name="unpaired", method="cyclegan").card.architecture.aside == 0
+    # of voxels of 60 x 10 x 10 nm a neighbour is 6 pixels away, and has little to do with a plane
+    far = {"volumes": [{"image": volumes["far"]}], "factor": 3, "window": [6, 16]}
+    assert trained(name="far", **far).card.architecture.aside == 0
+    asked = trained(name="asked", neighbours=True, **far)
+    assert asked.card.architecture.aside == 6 and asked.card.architecture.receptive_field == (4, 6, 4)
+
+
+def test_neighbours_help(trained, volumes):
+    """Learned from turned volumes a section away, they serve the volume as it is, `aside` pixels away."""
+    fields = {"steps": 80, "interval": 40, "learning_rate": 0.005, "blocks": 2}
+    truth = texture(1)
+    thick = torch.from_numpy((truth[::2].astype(np.float32) - 128) / 40)[None, None]
+    wrong = {}
+    for neighbours in (False, True):
+        network = trained(name=f"net-{neighbours}", neighbours=neighbours, **fields).network()
+        with torch.inference_mode():
+            made = network(thick)[0, 0, 1:-1:2].numpy() * 40 + 128
+        wrong[neighbours] = np.square(made - truth[1:-1:2]).mean()
+    assert wrong[True] < wrong[False]
+
+
 def _of(bundle):
     return GeneratorConfig.model_validate(bundle.card.architecture.model_dump(exclude={"kind"}))
 
@@ -327,6 +353,7 @@ def test_generator_that_makes_one_grey_is_not_kept(trained, monkeypatch):
         ({"gan": GAN}, "gan: only a CycleGAN uses it; write method: cyclegan"),
         ({"fine": [{"image": "x"}]}, "fine: only a CycleGAN uses it"),
         ({"method": "cyclegan", "augmentation": {"noise": 1}}, "augmentation.noise: grey values are what"),
+        ({"method": "cyclegan", "neighbours": True}, "neighbours: a CycleGAN sees single planes"),
         ({"method": "cyclegan", "devices": 2}, "devices: a GAN trains on one"),
         ({"task": "translation", "devices": 2}, "devices: a GAN trains on one"),
         ({"task": "translation", "targets": []}, "targets: "),
@@ -356,13 +383,18 @@ def test_data_that_does_not_fit_is_refused_in_one_line(document, trained, volume
         trained("translation", window=[30, 16, 16])
     with pytest.raises(UsageError, match="no network that makes sections"):
         trained(start=model())
+    near = str(trained(name="near").folder)
+    with pytest.raises(ConfigurationError, match=r"^neighbours: near is what it is; leave it out"):
+        trained(start=near, neighbours=False)
+    with pytest.raises(ConfigurationError, match=r"^method: near sees neighbours of a plane, a CycleGAN single planes"):
+        trained(start=near, method="cyclegan")
     with pytest.raises(UsageError, match="no network that translates"):
         trained("translation", start=model())
     with pytest.raises(ConfigurationError, match=r"window: \(1, 16, 16\) must be multiples of \(2, 2, 2\)"):
         trained("translation", segmentation=model())
     with pytest.raises(ConfigurationError, match="unet sees voxels of 10 x 10 x 10 nm, the training 20 x 20 x 20 nm"):
         trained("translation", segmentation=model(), voxel_size=[20, 20, 20], window=[2, 16, 16])
-    assert not list(tmp_path.rglob("training.json"))
+    assert [file.parent.name for file in tmp_path.rglob("training.json")] == ["near"]
 
 
 def test_paths_count_from_the_folder_of_the_training_file(document, tmp_path, model):

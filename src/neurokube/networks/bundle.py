@@ -80,6 +80,9 @@ class GeneratorConfig(_Strict):
     blocks: PositiveInt = Field(8, description="residual blocks, of two convolutions each")
     factor: PositiveInt = Field(1, description="sections that come out for each that goes in")
     plane: Literal["zx", "yx"] = Field("zx", description="the axes that convolutions see")
+    aside: Annotated[int, Field(ge=0)] = Field(
+        0, description="voxels from a plane to the neighbours on either side that each block sees too; 0: none"
+    )
 
     @model_validator(mode="after")
     def _sees_sections(self) -> Self:
@@ -90,7 +93,8 @@ class GeneratorConfig(_Strict):
     @property
     def receptive_field(self) -> tuple[int, int, int]:
         """How many voxels (z, y, x) of the input on either side of one its value can depend on."""
-        z, y, x = (2 * self.blocks + 2 if axis in self.plane else 0 for axis in "zyx")
+        aside = self.blocks * self.aside
+        z, y, x = (2 * self.blocks + 2 if axis in self.plane else aside for axis in "zyx")
         return z, y, x
 
 

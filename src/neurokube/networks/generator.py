@@ -5,8 +5,11 @@ super-resolution" (CVPR workshops 2017), at the resolution of the input; new sec
 convolution side by side and are put between each other, after Shi et al., "Real-time single image and video
 super-resolution using an efficient sub-pixel convolutional neural network" (CVPR 2016).
 
-Convolutions see one plane only.  Where pixels are square, the planes across (z, x) and (z, y) look alike, so
-that a network for one of them serves both: for the other, y and x change places.
+Convolutions see one plane, or that and the planes beside it.  Where pixels are square, the planes across (z, x) and
+(z, y) look alike, so that a network for one of them serves both: for the other, y and x change places.
+
+Neighbours beside a plane are learned from turned volumes, in which y is taken for z and what is beside a plane is
+another section.  So they are as far away as sections are thick: in the volume as it is, `aside` pixels.
 """
 
 from typing import cast
@@ -34,12 +37,17 @@ class Generator(nn.Module):
         self.config = config
         kernel = (3, 1, 3) if config.plane == "zx" else (1, 3, 3)
         self.stem = _convolution(1, config.features, kernel)
-        self.blocks = nn.Sequential(*(_Residual(config.features, kernel) for _ in range(config.blocks)))
+        self.blocks = nn.Sequential(*(_Residual(config.features, kernel, config.aside) for _ in range(config.blocks)))
         self.head = _convolution(config.features, config.factor, kernel)
         for parameter in self.head.parameters():
             nn.init.zeros_(parameter)
         place = torch.arange(config.factor, dtype=torch.float32) / config.factor
         self.register_buffer("weights", place.reshape(1, -1, 1, 1, 1), persistent=False)
+
+    def spread(self, aside: int) -> None:
+        """Look for the neighbours beside a plane so many voxels away, where the network looks there at all."""
+        for block in self.blocks:
+            cast(_Residual, block).spread(aside)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return what the image becomes."""
@@ -52,12 +60,20 @@ class Generator(nn.Module):
 
 
 class _Residual(nn.Module):
-    """Two convolutions beside a connection that skips them."""
+    """Two convolutions beside a connection that skips them; the first sees neighbours of the plane where asked to."""
 
-    def __init__(self, features: int, kernel: tuple[int, int, int]) -> None:
+    def __init__(self, features: int, kernel: tuple[int, int, int], aside: int) -> None:
         super().__init__()
-        self.first = _convolution(features, features, kernel)
+        self._across = kernel.index(1)
+        self.first = _convolution(features, features, (3, 3, 3) if aside else kernel)
         self.second = _convolution(features, features, kernel)
+        self.spread(aside)
+
+    def spread(self, aside: int) -> None:
+        if self.first.kernel_size == (3, 3, 3):
+            spacing = [1, 1, 1]
+            spacing[self._across] = aside
+            self.first.dilation = self.first.padding = (spacing[0], spacing[1], spacing[2])
 
     def forward(self, x: Tensor) -> Tensor:
         return x + cast(Tensor, self.second(torch.relu(self.first(x))))

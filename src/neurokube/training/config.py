@@ -275,6 +275,11 @@ class Superresolution(ImageTraining):
     window: tuple[Annotated[int, Field(ge=4)], Annotated[int, Field(ge=4)]] | None = Field(
         None, description="sections that go in, and pixels across [default: 32, 64]"
     )
+    neighbours: bool | None = Field(
+        None,
+        description="see what is beside a plane too, in the self-supervised method [default: where sections are at "
+        "most 4 pixels thick, since others tell little]",
+    )
     augmentation: ImageAugmentation = ImageAugmentation()
 
     @model_validator(mode="after")
@@ -285,6 +290,8 @@ class Superresolution(ImageTraining):
         if self.method == "cyclegan" and (odd := sorted(grey)):
             raise ValueError(f"augmentation.{odd[0]}: grey values are what a CycleGAN learns; leave it out")
         if self.method == "cyclegan":
+            if self.neighbours:
+                raise ValueError("neighbours: a CycleGAN sees single planes; leave it out")
             self._on_one_device()
         return self
 

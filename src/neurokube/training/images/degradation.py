@@ -46,13 +46,13 @@ class Degradation:
             count += 1
         return count
 
-    def to_thin(self, plane: NDArray[np.float32], sections: int) -> NDArray[np.float32]:
-        """Return the thin sections, shape (thin, x), of a plane of pixels, (rows, x)."""
-        return self._cut(plane, np.arange(self.thin(sections)), 1)
+    def to_thin(self, pixels: NDArray[np.float32], sections: int) -> NDArray[np.float32]:
+        """Return the thin sections, shape (thin, ...), of pixels (rows, ...)."""
+        return self._cut(pixels, np.arange(self.thin(sections)), 1)
 
-    def to_thick(self, plane: NDArray[np.float32], sections: int) -> NDArray[np.float32]:
-        """Return the thick sections, shape (sections, x), of a plane of pixels, (rows, x)."""
-        return self._cut(plane, np.arange(sections) * self.factor, self.factor)
+    def to_thick(self, pixels: NDArray[np.float32], sections: int) -> NDArray[np.float32]:
+        """Return the thick sections, shape (sections, ...), of pixels (rows, ...)."""
+        return self._cut(pixels, np.arange(sections) * self.factor, self.factor)
 
     def thickened(self, thin: Tensor) -> Tensor:
         """Return the thick sections (n, 1, z, y, x) of thin ones (n, 1, factor * (z - 1) + 1, y, x)."""
@@ -67,14 +67,14 @@ class Degradation:
     def _margin(self) -> int:
         return ceil(self.factor * self.step / 2) if self.average else 0
 
-    def _cut(self, plane: NDArray[np.float32], at: NDArray[np.int64], thickness: int) -> NDArray[np.float32]:
+    def _cut(self, pixels: NDArray[np.float32], at: NDArray[np.int64], thickness: int) -> NDArray[np.float32]:
         middles = np.asarray(self._margin + at * self.step, np.float64)
         if self.average:
-            weights = _overlaps(middles, thickness * self.step, len(plane))
+            weights = _overlaps(middles, thickness * self.step, len(pixels))
         else:
             # linear interpolation
-            weights = np.maximum(0, 1 - np.abs(np.arange(len(plane)) - middles[:, None])).astype(np.float32)
-        return np.asarray(weights @ plane, np.float32)
+            weights = np.maximum(0, 1 - np.abs(np.arange(len(pixels)) - middles[:, None])).astype(np.float32)
+        return np.asarray(np.tensordot(weights, pixels, 1), np.float32)
 
 
 def _overlaps(middles: NDArray[np.float64], thickness: float, rows: int) -> NDArray[np.float32]:

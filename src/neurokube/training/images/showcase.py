@@ -22,7 +22,7 @@ from .degradation import Degradation
 
 Predict = Callable[[Tensor], Tensor]
 """Normalized images (n, 1, z, y, x) to what the network to keep makes of them, on the processor."""
-_SECTIONS, _SIDE = 32, 512
+_SECTIONS, _BESIDE, _SIDE = 32, 16, 512
 
 
 class Showcase(ABC):
@@ -53,7 +53,8 @@ class HeldOut(Showcase):
     """Planes whose sections were taken out: the signal-to-noise ratio (dB) at which a network restores them.
 
     PSNR is over the sections between, in grey values from 0 to 255, beside that of linear interpolation; of at most
-    32 sections a volume, spread over it, and 512 pixels in their middle.
+    32 sections a volume, spread over it, and 512 pixels in their middle.  Where the network sees neighbours of a plane
+    it is of 16 in the middle, one beside the other.
     """
 
     def __init__(
@@ -61,16 +62,17 @@ class HeldOut(Showcase):
         learned: Sequence[tuple[str, Sequence[Stack]]],
         held_out: Sequence[Stack],
         degradations: Sequence[Degradation],
-        window: tuple[int, int],
+        window: tuple[int, int, int],
     ) -> None:
         super().__init__()
         self._learned, self._window = learned, window
         self._judged = bool(held_out)
+        beside = window[1] > 1
         shown = held_out or learned[0][1][:1]
         self._planes = [
             plane
             for stack, degradation in zip(shown, degradations, strict=True)
-            for plane in _planes(stack, degradation, _SECTIONS if held_out else 1)
+            for plane in _planes(stack, degradation, _SECTIONS if held_out else 1, beside=beside)
         ]
         linear = self._ratio([plane.linear for plane in self._planes]) if held_out else None
         self.figures = {"psnr": None, "psnr_linear": linear}
@@ -85,12 +87,13 @@ class HeldOut(Showcase):
     def picture(self, path: Path, predict: Predict) -> None:
         """Write the thick sections, linear interpolation, what the network makes of them, and what there was."""
         plane = self._planes[len(self._planes) // 2]
-        thick = plane.grey(np.repeat(plane.thick, plane.factor, 0)[: len(plane.thin)])
-        save_row(path, [thick, plane.grey(plane.linear), plane.grey(plane.restored(predict)), plane.grey(plane.thin)])
+        thick = np.repeat(plane.thick, plane.factor, 0)[: len(plane.thin)]
+        shown = [plane.grey(values) for values in (thick, plane.linear, plane.restored(predict), plane.thin)]
+        save_row(path, [grey[:, grey.shape[1] // 2] for grey in shown])
 
     def card(self) -> dict[str, Any]:
         """Return window and scores; windows are as high as wide, since y and x may change places."""
-        z, x = self._window
+        z, _, x = self._window
         return {"window": (z, x, x), "scores": {"validation": self.figures} if self._judged else {}}
 
     def data(self) -> list[dict[str, Any]]:
@@ -108,7 +111,7 @@ class HeldOut(Showcase):
 
 
 class _Plane:
-    """A plane's thick sections (z, x) and the thin ones that they stand for, normalized."""
+    """Thick sections (z, y, x) of planes beside each other and the thin ones that they stand for, normalized."""
 
     def __init__(self, pixels: NDArray[np.uint8], degradation: Degradation, normalization: Normalization) -> None:
         grey, sections = normalization.apply(pixels), degradation.most(len(pixels))
@@ -119,19 +122,19 @@ class _Plane:
     @property
     def linear(self) -> NDArray[np.float32]:
         at = np.arange(len(self.thin))
-        below, part = at // self.factor, (at % self.factor / self.factor).astype(np.float32)[:, None]
+        below, part = at // self.factor, (at % self.factor / self.factor).astype(np.float32)[:, None, None]
         above = np.minimum(below + 1, len(self.thick) - 1)
         return self.thick[below] * (1 - part) + self.thick[above] * part
 
     def restored(self, predict: Predict) -> NDArray[np.float32]:
-        made = predict(torch.from_numpy(self.thick)[None, None, :, None])
-        return made[0, 0, : len(self.thin), 0].numpy()
+        made = predict(torch.from_numpy(self.thick)[None, None])
+        return made[0, 0, : len(self.thin)].numpy()
 
     def grey(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
         return _grey(values, self._normalization)
 
 
-def _planes(stack: Stack, degradation: Degradation, most: int) -> list[_Plane]:
+def _planes(stack: Stack, degradation: Degradation, most: int, *, beside: bool) -> list[_Plane]:
     depth, height, width = stack.shape
     y, x = max(0, (height - _SIDE) // 2), max(0, (width - _SIDE) // 2)
     if degradation.most(min(height, _SIDE)) < 2:
@@ -139,9 +142,12 @@ def _planes(stack: Stack, degradation: Degradation, most: int) -> list[_Plane]:
             f"{stack.name}: sections of {height} pixels in y are too small to take sections out of, which needs "
             f"{degradation.rows(2)}; use more of it"
         )
+    part = stack.image[:, y : y + _SIDE, x : x + _SIDE].transpose(1, 0, 2)
+    if beside:
+        first = max(0, (depth - _BESIDE) // 2)
+        return [_Plane(part[:, first : first + _BESIDE], degradation, stack.normalization)]
     chosen = np.unique(np.linspace(0, depth - 1, min(depth, most)).round().astype(int)) if most > 1 else [depth // 2]
-    part = stack.image[:, y : y + _SIDE, x : x + _SIDE]
-    return [_Plane(part[z], degradation, stack.normalization) for z in chosen]
+    return [_Plane(part[:, z : z + 1], degradation, stack.normalization) for z in chosen]
 
 
 class Translated(Showcase):

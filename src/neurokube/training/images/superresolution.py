@@ -21,6 +21,10 @@ from .restoration import ImageLearner, Restorer
 from .showcase import HeldOut
 
 _WINDOW = (32, 64)
+_BESIDE = 12
+"""Planes beside each other that a network learns from, where it sees neighbours of a plane."""
+_NEAR = 4
+"""Pixels to the next section up to which it looks enough like this one to be worth seeing."""
 
 
 def prepare(settings: Superresolution, origin: Bundle | None, bars: Progress) -> ImageLearner:
@@ -31,8 +35,8 @@ def prepare(settings: Superresolution, origin: Bundle | None, bars: Progress) ->
         ConfigurationError: where settings do not fit it.
         DataError: where volumes are isotropic, too small, or cannot be used.
     """
-    config = _config(settings, origin)
     voxel_size = settings.voxel_size or (origin.card.voxel_size if origin else _voxel_size(settings.volumes[0]))
+    config = _config(settings, origin, voxel_size)
     window = settings.window or _WINDOW
     modality = settings.modality or (origin.card.modality if origin else None)
     average = (settings.degradation or usual_degradation(modality, voxel_size)) == "average"
@@ -56,18 +60,23 @@ def prepare(settings: Superresolution, origin: Bundle | None, bars: Progress) ->
     volumes, fine, held_out = loaded(settings.volumes), loaded(settings.fine), loaded(settings.validation)
     sources = fine or volumes
     permute = settings.augmentation.permutations
-    turned = Turned(sources, degraded(sources), window, permute=permute)
+    beside = min([_BESIDE, *(len(stack.image) for stack in sources)]) if config.aside else 1
+    slab = (window[0], beside, window[1])
+    turned = Turned(sources, degraded(sources), slab, permute=permute)
     learned = [("volume", volumes), *([("fine", fine)] if fine else [])]
-    showcase = HeldOut(learned, held_out, degraded(held_out or volumes[:1]), window)
+    showcase = HeldOut(learned, held_out, degraded(held_out or volumes[:1]), slab)
     normal = [stack.normalization for stack in volumes]
     network = Generator(config)
     if origin is not None:
         fill(network, origin)
+    if config.aside:
+        # turned, what is beside a plane is the next section
+        network.spread(1)
     if settings.method == "self-supervised":
         pairs = Pairs(turned, settings.augmentation, settings.seed)
         rate = 1e-3 if origin is None else 3e-4
         return Restorer(settings, network, pairs, showcase, normal, voxel_size, rate)
-    across = Across(volumes, window, permute=permute)
+    across = Across(volumes, slab, permute=permute)
     # the rows of a plane are thin sections already where sections are taken out again
     degradation = Degradation(settings.factor, 1.0, average)
     return SectionsCycleGAN(
@@ -78,7 +87,7 @@ def prepare(settings: Superresolution, origin: Bundle | None, bars: Progress) ->
         showcase,
         normal,
         voxel_size,
-        ((window[0], 1, window[1]), (degradation.thin(window[0]), 1, window[1])),
+        (slab, (degradation.thin(slab[0]), *slab[1:])),
         degradation=degradation,
     )
 
@@ -89,9 +98,13 @@ def usual_degradation(modality: str | None, voxel_size: Nanometres) -> Literal["
     return "average" if cut else "subsample"
 
 
-def _config(settings: Superresolution, origin: Bundle | None) -> GeneratorConfig:
+def _config(settings: Superresolution, origin: Bundle | None, voxel_size: Nanometres) -> GeneratorConfig:
+    pixels = voxel_size[0] / voxel_size[1]
+    unpaired = settings.method == "cyclegan"
     if origin is None:
-        return GeneratorConfig(features=settings.features, blocks=settings.blocks, factor=settings.factor, plane="zx")
+        wanted = pixels <= _NEAR and not unpaired if settings.neighbours is None else settings.neighbours
+        aside = max(1, round(pixels)) if wanted else 0
+        return GeneratorConfig(features=settings.features, blocks=settings.blocks, factor=settings.factor, aside=aside)
     known = origin.card.architecture
     if not isinstance(known, GeneratorArchitecture) or known.factor == 1:
         raise UsageError(f"{origin.folder}: no network that makes sections; name one, or leave --from out")
@@ -99,6 +112,13 @@ def _config(settings: Superresolution, origin: Bundle | None) -> GeneratorConfig
         raise ConfigurationError(
             f"factor: {origin.card.name} makes {known.factor} sections of one, not {settings.factor}; "
             f"write factor: {known.factor}, or leave --from out"
+        )
+    if settings.neighbours not in (None, bool(known.aside)):
+        raise ConfigurationError(f"neighbours: {origin.card.name} is what it is; leave it out, or leave --from out")
+    if known.aside and unpaired:
+        raise ConfigurationError(
+            f"method: {origin.card.name} sees neighbours of a plane, a CycleGAN single planes; "
+            "leave --from out, or method"
         )
     return GeneratorConfig.model_validate(known.model_dump(exclude={"kind"}))
 
