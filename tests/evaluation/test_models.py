@@ -218,6 +218,18 @@ def test_a_label_that_a_model_lacks_is_shown_as_such(bench, model, capsys):
     assert "no such label" in capsys.readouterr().out
 
 
+def test_tables_fit_the_terminal_however_many_models_there_are(bench, monkeypatch, capsys):
+    names = [f"a-model-of-a-long-name-{n}" for n in range(4)]
+    report = bench.evaluate(*(grey_model(bench.folder / name) for name in names))
+    monkeypatch.setenv("COLUMNS", "80")
+    print_models(report)
+    lines = capsys.readouterr().out.splitlines()
+    table = [line for line in lines if line[:1] in "┏┃┡│└├"]
+    assert max(map(len, table)) <= 80
+    assert all(sum(name in line for line in table) == 1 for name in names)
+    assert sum("mean" in line for line in table) > 1
+
+
 def test_a_label_of_which_the_test_has_no_voxel_is_not_scored(bench):
     grey = grey_model(bench.folder / "three", ("bright", "dark", "noise"))
     bench.write("noise", np.zeros(SHAPE))

@@ -161,19 +161,36 @@ def print_models(report: ModelsReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("F1 on the test volumes")
-    for model in report.models:
-        table.add_column(model.name, justify="right")
-    for label in report.labels:
-        table.add_row(label, *(_cell(model, label) for model in report.models))
-    table.add_section()
-    table.add_row("mean", *(f"{model.mean_f1:.3f}" for model in report.models))
-    Console().print(table)
+    console = Console()
+    for models in _rows_of(report, console.width):
+        table = Table("F1 on the test volumes")
+        for model in models:
+            table.add_column(model.name, justify="right")
+        for label in report.labels:
+            table.add_row(label, *(_cell(model, label) for model in models))
+        table.add_section()
+        table.add_row("mean", *(f"{model.mean_f1:.3f}" for model in models))
+        console.print(table)
     for remark in report.remarks:
         print(f"note: {remark}")
     if report.best is not None:
         print(f"best by {report.best_from}: {report.best.name}")
     print(f"charts, pictures and all numbers: {report.folder}/report.html, evaluation.json, scores.csv")
+
+
+def _rows_of(report: ModelsReport, width: int) -> list[list[ModelScores]]:
+    """Return the models in groups whose tables are at most `width` characters wide, at least one in each."""
+    first = max(len(label) for label in (*report.labels, "F1 on the test volumes")) + 4
+    groups: list[list[ModelScores]] = []
+    left = 0
+    for model in report.models:
+        wide = max(len(model.name), *(len(_cell(model, label)) for label in report.labels)) + 3
+        if not groups or wide > left:
+            groups.append([])
+            left = width - first
+        groups[-1].append(model)
+        left -= wide
+    return groups
 
 
 def _cell(model: ModelScores, label: str) -> str:
