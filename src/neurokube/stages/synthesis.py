@@ -31,7 +31,7 @@ class Synthesis(TiledStage):
     """Synthetic neuropil: outputs `image`, `labels` (cells), `membranes`, `mitochondria`, `vesicles`, and others."""
 
     kind: ClassVar[str] = "synthesis"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     shape: Extent = Field(description="voxels (z, y, x)")
     voxel_size: tuple[Length, Length, Length] = Field((40.0, 8.0, 8.0), description="nm (z, y, x)")

@@ -15,7 +15,7 @@ MICROTUBULE_RADIUS = 12.0
 
 _SPACING = 64.0  # nm between the middles of the places
 _SCATTER = _SPACING / 2 - MICROTUBULE_RADIUS - 2
-_FILLED = {AXON: 0.5, DENDRITE: 0.9}  # share of the places, of those asked for
+_FILLED = {AXON: 0.4, DENDRITE: 1.0}  # share of the places, of those asked for
 _FAR = np.float32(1e6)
 
 
@@ -71,7 +71,7 @@ def bundles(neurites: Neurites, balls: Balls, places: Points, density: float) ->
     cell_kind = neurites.classes(balls.cells)
     share = np.select([cell_kind == kind for kind in _FILLED], list(_FILLED.values()), 0.0)
     # neurites differ: some are full, some nearly empty
-    fullness = share * (0.3 + 0.7 * uniform(stream(neurites.seed, "bundle"), balls.cells))
+    fullness = share * (0.5 + 0.5 * uniform(stream(neurites.seed, "bundle"), balls.cells))
     key = (uniform(stream(neurites.seed, "microtubules"), *rod.T, balls.cells) * 2**32).astype(np.uint32)
     filled = np.where((length > 0) & (rod[:, 0] >= 0), density * fullness, 0)
     return Bundles((first.astype(np.float32), second.astype(np.float32)), key, filled.astype(np.float32))

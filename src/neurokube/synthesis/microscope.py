@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .neurites import DENDRITE, GLIA
+from .neurites import AXON, DENDRITE, GLIA
 from .randomness import SmoothNoise, hashed, normal, stream, uniform
 from .sections import EDGE, Plane, Row, Sections
 
@@ -38,12 +38,14 @@ class Microscope:
 
     def _look_of_cells(self) -> None:
         seed, cells, kinds = self._config.seed, self._sections.tissue.cells, self._sections.classes
-        shade = 9 * normal(stream(seed, "shade"), cells)
+        # dendrites are clear, axons denser, with a finer grain of filaments (Peters, Palay and Webster, "The fine
+        # structure of the nervous system", 1991)
+        shade = 8 * normal(stream(seed, "shade"), cells)
         shade -= np.where(uniform(stream(seed, "dark"), cells) < 0.06, 28, 0)
-        shade += np.select([kinds == GLIA, kinds == DENDRITE], [-34, 5], 0)
+        shade += np.select([kinds == GLIA, kinds == DENDRITE, kinds == AXON], [-34, 11, -7], 0)
         self._shade = shade.astype(np.float32)
         # from clear to full of ribosomes
-        texture = 1.2 * uniform(stream(seed, "texture"), cells) + np.where(kinds == GLIA, 0.7, 0.15)
+        texture = 1.2 * uniform(stream(seed, "texture"), cells) + np.select([kinds == GLIA, kinds == AXON], [0.7, 0.35], 0.0)
         self._texture = (self._config.texture * texture).astype(np.float32)
         self._lumen = (30 * uniform(stream(seed, "lumen"), cells)).astype(np.float32)
 
