@@ -151,3 +151,13 @@ def test_a_folder_without_permission_asks_for_another(store):
     refuse(lambda: store.write("new", b""), "permission denied", naming=store.url)
     Path(store.url, "kept").chmod(0)
     refuse(lambda: store.read("kept"), "permission denied", naming=store.url)
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_path_may_lead_upwards_through_links_too(tmp_path, monkeypatch, scheme):
+    Store(str(tmp_path / "far" / "store")).write("a", b"value")
+    (tmp_path / "far" / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "here")
+    monkeypatch.chdir(tmp_path / "far" / "here")
+    paths = [f"{tmp_path}/link/../store"] + ([] if scheme else ["../store", "./../here/../store"])
+    assert all(Store(scheme + path).read("a") == b"value" for path in paths)

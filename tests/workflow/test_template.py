@@ -70,6 +70,17 @@ def test_a_file_that_is_there_is_kept_unless_told_otherwise(image, tmp_path):
     assert load_workflow(str(file)).name == "image"
 
 
+def test_a_workflow_starts_from_what_the_model_calls_the_borders_of_cells(tmp_path):
+    near = create(str(tmp_path / "near.zarr"), VolumeSpec((64, 64, 64), "uint8", (10.0, 10.0, 10.0))).url
+    file = str(tmp_path / "workflow.yaml")
+    assert write_workflow(near, file).model == "fib25-10-10-10"
+    write_workflow(near, file, model="boundaries-fib25-10-10-10", overwrite=True)
+    stages = load_workflow(file).stages
+    assert stages["fragments"].boundaries == stages["graph"].boundaries == "semantics.boundaries"
+    with pytest.raises(UsageError, match=r"^finer-20-10-10: finds image, and a workflow starts from membranes or bound"):
+        write_workflow(near, file, model="finer-20-10-10", overwrite=True)
+
+
 def test_a_folder_that_is_not_there_is_named(image, tmp_path):
     with pytest.raises(UsageError, match="give --output a file in a folder that is there"):
         write_workflow(image.url, str(tmp_path / "none" / "workflow.yaml"))

@@ -49,11 +49,11 @@ def kvstore_spec(url: str) -> dict[str, Any]:
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
-        return {"driver": "file", "path": str(Path(url).expanduser().absolute()) + "/"}
+        return {"driver": "file", "path": _file(Path(url).expanduser().absolute())}
     if scheme not in _SCHEMES:
         raise UsageError(f"{url}: unknown scheme '{scheme}'; use a path or one of {', '.join(_SCHEMES)}")
     if scheme == "file":
-        return {"driver": "file", "path": rest.rstrip("/") + "/"}
+        return {"driver": "file", "path": _file(Path(rest))}
     if scheme == "s3":
         bucket, _, path = rest.partition("/")
         spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": path.rstrip("/") + "/"}
@@ -66,6 +66,11 @@ def kvstore_spec(url: str) -> dict[str, Any]:
     if scheme == "memory":
         return {"driver": "memory", "path": rest.rstrip("/") + "/"}
     return {"driver": "http", "base_url": url.rstrip("/") + "/"}
+
+
+def _file(path: Path) -> str:
+    # tensorstore takes no '..'; where links are on the way only the file system knows what it means
+    return f"{path.resolve() if '..' in path.parts else path}".rstrip("/") + "/"
 
 
 class Store:

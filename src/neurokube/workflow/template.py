@@ -7,11 +7,12 @@ from pathlib import Path
 
 from ..blocks import Vector
 from ..errors import DataError, UsageError, surroundings
-from ..networks.bundle import find, read_card
+from ..networks.bundle import Card, find, read_card
 from ..networks.proposal import Proposal, propose
 from ..stages import STAGES, Stage
 from ..volumes import Volume, VolumeSpec, open_volume
 
+_EDGES = ("membranes", "boundaries")
 _CHAIN = ("boundaries", "fragments", "graph", "multicut", "segmentation")
 
 
@@ -54,7 +55,18 @@ def _proposal(spec: VolumeSpec, model: str | None, modality: str | None) -> Prop
         return None
     if model is None:
         return propose(spec.voxel_size, modality)
-    return Proposal(model, read_card(find(model)), spec.voxel_size)
+    card = read_card(find(model))
+    if _label(card) is None:
+        raise UsageError(
+            f"{model}: finds {', '.join(card.labels)}, and a workflow starts from {' or '.join(_EDGES)}; name a model "
+            "of these ('neurokube models list'), or 'none', and add this one to the workflow as a stage of its own"
+        )
+    return Proposal(model, card, spec.voxel_size)
+
+
+def _label(card: Card) -> str | None:
+    """Return the label of a model that tells where cells end."""
+    return next((label for label in _EDGES if label in card.labels), None)
 
 
 def workflow_text(volume: Volume, folder: Path, proposal: Proposal | None = None) -> str:
@@ -85,13 +97,11 @@ def workflow_text(volume: Volume, folder: Path, proposal: Proposal | None = None
             lines += _stage_lines(kind, STAGES[kind], {})
         return "\n".join(lines) + "\n"
     lines += [f"  # {line}" for line in proposal.remarks]
-    given = {"semantics": {"model": proposal.model}, "fragments": _MEMBRANES, "graph": _MEMBRANES}
+    edges = {"boundaries": f"semantics.{_label(proposal.card)}"}
+    given = {"semantics": {"model": proposal.model}, "fragments": edges, "graph": edges}
     for kind in ("semantics", *_CHAIN[1:]):
         lines += _stage_lines(kind, STAGES[kind], given.get(kind, {}))
     return "\n".join(lines) + "\n"
-
-
-_MEMBRANES = {"boundaries": "semantics.membranes"}
 
 
 def _look(shape: Vector) -> str:
