@@ -326,6 +326,7 @@ def test_discriminator_that_always_wins_ends_the_training_with_the_last_good_gen
     said = str(raised.value)
     assert "the discriminator always wins" in said and "less than 0.01" in said and "\n" not in said
     assert "lower learning_rate (now 1e-08) or gan.rate (now 400000)" in said
+    assert "leave images as they are: lower gan.cycle (now 10) and gan.identity (now 5); or" in said
     kept = load_bundle(said.split("is kept as ")[1].split(":")[0])
     rows = history(kept)
     good = max(row["step"] for row in rows if row["discriminator"] >= 0.01)
@@ -340,6 +341,7 @@ def test_generator_that_makes_one_grey_is_not_kept(trained, monkeypatch):
     with pytest.raises(NeuroKubeError, match=r"makes but one grey: at step 8 its images have 0\.0[01]") as raised:
         trained("translation", steps=40)
     assert "start again with --overwrite" in str(raised.value) and "is kept as" not in str(raised.value)
+    assert "leave images as they are" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

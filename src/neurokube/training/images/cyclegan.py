@@ -31,6 +31,8 @@ from .showcase import Showcase
 RATE = 2e-4
 WON = 0.01
 """A discriminator's mean loss over an interval below which it always wins; 0.25 says that it cannot tell."""
+STILL = 0.01
+"""Difference after there and back, in deviations, below which generators leave images as they are."""
 GREY = 0.1
 """Contrast of made images, in that of real ones, below which a generator makes but one grey."""
 _FIGURES = ("discriminator", "discriminator_back", "adversarial", "cycle", "identity", "contrast", "contrast_real")
@@ -181,10 +183,17 @@ class CycleGAN(ImageLearner):
                 "(0.25 is a draw), from which the generator learns nothing"
             )
         if error is not None:
+            weights = self.weights
             error.remedy = (
-                f"lower learning_rate (now {self.learning_rate:g}) or gan.rate (now {self.weights.rate:g}), "
+                f"lower learning_rate (now {self.learning_rate:g}) or gan.rate (now {weights.rate:g}), "
                 "check that both kinds of image show the same kind of tissue,"
             )
+            if contrast >= GREY and (found["cycle"] or 0) < STILL:
+                # what cannot come back, as noise, is best left alone while the cycle weighs most
+                error.remedy = (
+                    f"the generators leave images as they are: lower gan.cycle (now {weights.cycle:g}) and "
+                    f"gan.identity (now {weights.identity:g}); or {error.remedy}"
+                )
         return error
 
 
