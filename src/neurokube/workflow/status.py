@@ -3,7 +3,7 @@
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..blocks import Blocks
 from .driver import Summary
@@ -36,7 +36,7 @@ def _step_bytes(plan: Plan, step: PlannedStep) -> int:
 
 def print_plan(rows: list[dict[str, Any]]) -> None:
     """Print the plan as a table."""
-    table = Table("step", "blocks", "block (z y x)", "before compression", title_justify="left")
+    table = Table(_step_column(), "blocks", "block (z y x)", "before compression", title_justify="left")
     for row in rows:
         table.add_row(
             row["step"], str(row["blocks"]), " x ".join(str(n) for n in row["block"]), human_bytes(row["bytes"])
@@ -80,7 +80,7 @@ def cost(records: list[Record]) -> dict[str, Any]:
 
 def print_status(state: dict[str, Any]) -> None:
     """Print the state as a table."""
-    table = Table("step", "blocks", "work", "written", "worker's peak memory")
+    table = Table(_step_column(), "blocks", "work", "written", "worker's peak memory")
     for name, step in state["steps"].items():
         table.add_row(
             name,
@@ -99,6 +99,11 @@ def print_status(state: dict[str, Any]) -> None:
             style="red",
             markup=False,
         )
+
+
+def _step_column() -> Column:
+    """Return a column that wraps names: cut off, those of two steps may look alike."""
+    return Column("step", overflow="fold")
 
 
 def print_summary(run: Run, summary: Summary) -> None:
