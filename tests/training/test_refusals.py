@@ -131,6 +131,18 @@ def test_setting_that_cannot_be(refused, fields, words):
     assert code == 78 and words in said
 
 
+def test_region_that_yaml_cut_at_its_commas(neurokube, tmp_path):
+    (tmp_path / "t.yaml").write_text("{name: x, volumes: [{image: a, region: 0:4,0:8,0:8, truth: {b: c}}]}")
+    code, said = neurokube("train", tmp_path / "t.yaml")
+    assert code == 78 and "volumes.0.region: region '0:4'" in said and "in quotes" in said and said.count("\n") == 1
+
+
+def test_field_that_is_missing(neurokube, tmp_path):
+    content = {"name": "x", "task": "superresolution", "volumes": [{"image": "a"}]}
+    code, said = neurokube("train", write_file(tmp_path / "t.yaml", content))
+    assert code == 78 and "factor: this field is missing; add it" in said
+
+
 def test_neither_volume_nor_boundaries(with_truth, tissue):
     code, said = with_truth({"volume": tissue["blob"], "boundaries_of": tissue["blob"]})
     assert code == 78 and "give either 'volume' or 'boundaries_of'" in said

@@ -81,7 +81,9 @@ class ImageVolume(_Strict):
             try:
                 parse_region(region)
             except UsageError as error:
-                raise ValueError(str(error)) from None
+                # YAML cuts {region: 0:4,0:8,0:8} at the commas
+                quotes = "" if "," in region else "; within braces, in quotes"
+                raise ValueError(f"{error}{quotes}") from None
         return region
 
     def placed(self, folder: Path) -> Self:
@@ -378,6 +380,8 @@ def parse_training(document: dict[str, Any], *, where: str, folder: Path | None 
         mistake, first = first_mistake(error), error.errors()[0]
         if first["type"] == "extra_forbidden":
             mistake = mistake.replace(first["msg"], f"unknown field{_suggestion(str(first['loc'][-1]), kind)}")
+        elif first["type"] == "missing":
+            mistake = mistake.replace(first["msg"], "this field is missing; add it")
         raise ConfigurationError(f"{where}: {mistake}") from None
     return training if folder is None else training.placed(folder)
 
