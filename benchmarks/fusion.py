@@ -27,7 +27,7 @@ from neurokube.volumes import open_volume
 from .measure import machine
 from .semantics import LABELS, annotated, configuration, neurokube, prepare, train
 
-BIASES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+BIASES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
 SMALLEST = 1000
 """Voxels: bodies under this are noise in the truth of fib25, and segments under it join a neighbour."""
 SECTIONS = {"fit": (100, 112), "test": (112, 125), "whole": (0, 125)}
