@@ -177,6 +177,10 @@ def test_a_factor_that_is_not_the_models_is_refused(tmp_path, bench):
             {"factor": 1, "method": "linear"},
             r"superresolution\.factor: must be greater than or equal to 2 \(it is 1\)$",
         ),
+        (
+            {"factor": 2, "method": "linear", "model": "finer-20-10-10"},
+            r"superresolution: model: linear interpolation uses none; leave it out[^\n]*$",
+        ),
         ({"factor": 2}, r"superresolution: model: is missing; name one, or set method: cubic or linear[^\n]*$"),
     ],
 )

@@ -42,6 +42,8 @@ class Superresolution(ImageStage):
     def _has_model(self) -> Self:
         if self.method == "network" and self.model is None:
             raise ValueError("model: is missing; name one, or set method: cubic or linear, which need none")
+        if self.method != "network" and self.model is not None:
+            raise ValueError(f"model: {self.method} interpolation uses none; leave it out, or set method: network")
         return self
 
     @property

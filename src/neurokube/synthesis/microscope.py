@@ -40,9 +40,9 @@ class Microscope:
         seed, cells, kinds = self._config.seed, self._sections.tissue.cells, self._sections.classes
         # dendrites are clear, axons denser, with a finer grain of filaments (Peters, Palay and Webster, "The fine
         # structure of the nervous system", 1991)
-        shade = 8 * normal(stream(seed, "shade"), cells)
+        shade = 7 * normal(stream(seed, "shade"), cells)
         shade -= np.where(uniform(stream(seed, "dark"), cells) < 0.06, 28, 0)
-        shade += np.select([kinds == GLIA, kinds == DENDRITE, kinds == AXON], [-34, 11, -7], 0)
+        shade += np.select([kinds == GLIA, kinds == DENDRITE, kinds == AXON], [-40, 14, -11], 0)
         self._shade = shade.astype(np.float32)
         # from clear to full of ribosomes
         texture = 1.2 * uniform(stream(seed, "texture"), cells) + np.select([kinds == GLIA, kinds == AXON], [0.7, 0.35], 0.0)
