@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurokube.errors import DataError, UsageError
+from neurokube.networks import load_bundle
 from neurokube.volumes import VolumeSpec, create
 from neurokube.workflow import load_workflow, make_plan
 from neurokube.workflow.template import workflow_text, write_workflow
@@ -77,7 +78,10 @@ def test_a_workflow_starts_from_what_the_model_calls_the_borders_of_cells(tmp_pa
     write_workflow(near, file, model="boundaries-fib25-10-10-10", overwrite=True)
     stages = load_workflow(file).stages
     assert stages["fragments"].boundaries == stages["graph"].boundaries == "semantics.boundaries"
-    with pytest.raises(UsageError, match=r"^finer-20-10-10: finds image, and a workflow starts from membranes or bound"):
+    assert stages["multicut"].bias == load_bundle("boundaries-fib25-10-10-10").card.bias == 0.2
+    with pytest.raises(
+        UsageError, match=r"^finer-20-10-10: finds image, and a workflow starts from membranes or bound"
+    ):
         write_workflow(near, file, model="finer-20-10-10", overwrite=True)
 
 

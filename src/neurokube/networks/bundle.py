@@ -163,6 +163,9 @@ class Card(_Strict):
     multiple: Shape = Field((1, 1, 1), description="sides of a window are multiples of these")
     halo: Margin = Field(description="voxels at a window's faces that see too little around them")
     thresholds: dict[str, float] = Field({}, description="probability from which a label counts, found in validation")
+    bias: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="bias of the multicut that suits its boundaries, where somebody measured it"
+    )
     scores: dict[str, Any] = {}
     training: dict[str, Any] = Field({}, description="data and its licences, settings, the command that made it")
     weights: str = Field(WEIGHTS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

@@ -45,7 +45,9 @@ class Microscope:
         shade += np.select([kinds == GLIA, kinds == DENDRITE, kinds == AXON], [-40, 14, -11], 0)
         self._shade = shade.astype(np.float32)
         # from clear to full of ribosomes
-        texture = 1.2 * uniform(stream(seed, "texture"), cells) + np.select([kinds == GLIA, kinds == AXON], [0.7, 0.35], 0.0)
+        texture = 1.2 * uniform(stream(seed, "texture"), cells) + np.select(
+            [kinds == GLIA, kinds == AXON], [0.7, 0.35], 0.0
+        )
         self._texture = (self._config.texture * texture).astype(np.float32)
         self._lumen = (30 * uniform(stream(seed, "lumen"), cells)).astype(np.float32)
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..blocks import Vector
 from ..errors import DataError, UsageError, surroundings
@@ -98,7 +99,12 @@ def workflow_text(volume: Volume, folder: Path, proposal: Proposal | None = None
         return "\n".join(lines) + "\n"
     lines += [f"  # {line}" for line in proposal.remarks]
     edges = {"boundaries": f"semantics.{_label(proposal.card)}"}
-    given = {"semantics": {"model": proposal.model}, "fragments": edges, "graph": edges}
+    given: dict[str, dict[str, Any]] = {
+        "semantics": {"model": proposal.model},
+        "fragments": edges,
+        "graph": edges,
+        "multicut": {} if proposal.card.bias is None else {"bias": proposal.card.bias},
+    }
     for kind in ("semantics", *_CHAIN[1:]):
         lines += _stage_lines(kind, STAGES[kind], given.get(kind, {}))
     return "\n".join(lines) + "\n"
@@ -118,14 +124,15 @@ def _shown(path: Path, folder: Path) -> str:
     return f"./{shown}" if shown.startswith("~") else shown
 
 
-def _stage_lines(kind: str, stage: type[Stage], given: Mapping[str, str]) -> list[str]:
+def _stage_lines(kind: str, stage: type[Stage], given: Mapping[str, Any]) -> list[str]:
     lines = [f"  # {(stage.__doc__ or '').splitlines()[0]}", f"  {kind}:"]
-    lines += [f"    {name}: {json.dumps(value)}" for name, value in given.items()]
+    for name, value in given.items():
+        lines.append(f"    {name}: {json.dumps(value)}".ljust(35) + f" # {stage.model_fields[name].description}")
     for name, field in stage.model_fields.items():
         if name in given or name in stage.found:
             continue
         default = field.default
         value = "null" if default is None else list(default) if isinstance(default, tuple) else default
         text = str(value).lower() if isinstance(value, bool) else value
-        lines.append(f"    # {name}: {text}".ljust(36) + f"# {field.description}")
+        lines.append(f"    # {name}: {text}".ljust(35) + f" # {field.description}")
     return [*lines, ""]
