@@ -397,7 +397,9 @@ def annotate(
     if as_json:
         print(json.dumps({**asdict(report), "region": str(report.region)}, indent=2))
         return
-    print(f"{destination}: {report.description}, voxels {report.region} of {image}, {report.sections} sections")
+    print(
+        f"{destination}: {report.description}, voxels {report.region} of {image}, {len(report.sections)} section{'s' * (len(report.sections) != 1)}"
+    )
     for number, voxels in report.voxels.items():
         print(f"  {number:>4} {report.names.get(number, ''):<20} {voxels} voxels")
     for remark in report.remarks:

@@ -214,6 +214,8 @@ def test_a_label_that_a_model_lacks_is_shown_as_such(bench, model, capsys):
     assert found["one"]["lacks"] == ["dark"]
     assert report.models[1].mean_f1 == report.models[1].scores["bright"].f1
     assert any("different labels" in remark for remark in report.remarks)
+    # which it would not be by the mean over what it has
+    assert report.best.name == "grey" and report.models[1].selection < report.models[0].selection
     print_models(report)
     assert "no such label" in capsys.readouterr().out
 

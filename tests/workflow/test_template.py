@@ -1,4 +1,5 @@
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,19 @@ def test_a_workflow_starts_from_what_the_model_calls_the_borders_of_cells(tmp_pa
         UsageError, match=r"^finer-20-10-10: finds image, and a workflow starts from membranes or bound"
     ):
         write_workflow(near, file, model="finer-20-10-10", overwrite=True)
+
+
+def test_a_model_that_no_run_could_use_is_refused(image, tmp_path):
+    file = tmp_path / "workflow.yaml"
+    with pytest.raises(
+        UsageError, match=r"trained on voxels of 10 x 10 x 10 nm, too far from 40 x 8 x 8 nm to resample"
+    ):
+        write_workflow(image.url, str(file), model="fib25-10-10-10")
+    broken = shutil.copytree(load_bundle("synthetic-40-8-8").folder, tmp_path / "broken")
+    (broken / "weights.safetensors").write_bytes(b"cut short")
+    with pytest.raises(DataError, match="weights"):
+        write_workflow(image.url, str(file), model=str(broken))
+    assert not file.exists()
 
 
 def test_a_folder_that_is_not_there_is_named(image, tmp_path):

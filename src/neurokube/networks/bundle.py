@@ -275,6 +275,8 @@ def first_mistake(error: ValidationError) -> str:
     """Return what is wrong first, as `field: what`."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "string_pattern_mismatch" and field.endswith("name"):
+        return f"{field}: '{first['input']}' is no name; use letters, digits, '.', '_' and '-', the first no sign"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     return f"{field + ': ' if field else ''}{message}"
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from ..blocks import Vector
 from ..errors import DataError, UsageError, surroundings
-from ..networks.bundle import Card, find, read_card
-from ..networks.proposal import Proposal, propose
+from ..networks import load_bundle
+from ..networks.bundle import Card
+from ..networks.proposal import Proposal, fits, propose
 from ..stages import STAGES, Stage
 from ..volumes import Volume, VolumeSpec, open_volume
+from ..volumes.volume import nanometres
 
 _EDGES = ("membranes", "boundaries")
 _CHAIN = ("boundaries", "fragments", "graph", "multicut", "segmentation")
@@ -56,7 +58,12 @@ def _proposal(spec: VolumeSpec, model: str | None, modality: str | None) -> Prop
         return None
     if model is None:
         return propose(spec.voxel_size, modality)
-    card = read_card(find(model))
+    card = load_bundle(model).card
+    if not fits(card.voxel_size, spec.voxel_size):
+        raise UsageError(
+            f"{model}: was trained on voxels of {nanometres(card.voxel_size)}, too far from {nanometres(spec.voxel_size)} "
+            "to resample; name another model, or 'none'"
+        )
     if _label(card) is None:
         raise UsageError(
             f"{model}: finds {', '.join(card.labels)}, and a workflow starts from {' or '.join(_EDGES)}; name a model "

@@ -199,7 +199,10 @@ def _report(
     missing = [label for label in file.labels if label not in labels]
     remarks += [f"the test volumes have no voxel of '{label}': it is not scored" for label in missing]
     if len({frozenset(model.labels) for model in contenders}) > 1:
-        remarks.append("the models have different labels: a mean is over those that a model has")
+        remarks.append(
+            "the models have different labels: a mean is over those that a model has; where the best is chosen, one that "
+            "it lacks counts 0"
+        )
     scored = [_scored(model, labels, bool(file.validation), remarks) for model in contenders]
     best, best_from = _best(scored, bool(file.validation), remarks)
     return ModelsReport(
@@ -231,7 +234,7 @@ def _scored(model: _Model, labels: Sequence[str], has_validation: bool, remarks:
         sha256=bundle.card.sha256,
         labels=bundle.card.labels,
         scores=scores,
-        selection=_selection(model, has_validation),
+        selection=_selection(model, labels, has_validation),
         seconds=model.seconds,
     )
 
@@ -246,13 +249,17 @@ def _threshold(model: _Model, label: str) -> tuple[int, Origin]:
     return _HALF, "default"
 
 
-def _selection(model: _Model, has_validation: bool) -> float | None:
-    """Return the mean F1 outside of the test by which a model is chosen; None where nothing is known."""
+def _selection(model: _Model, labels: Sequence[str], has_validation: bool) -> float | None:
+    """Return the mean F1 outside of the test by which a model is chosen; None where nothing is known.
+
+    Of `labels`, those of the test, one that the model lacks counts 0: else who knows little would be the best.
+    """
+    share = sum(label in model.labels for label in labels) / len(labels)
     if has_validation:
         known = [curve for curve in model.validation.values() if curve.known]
-        return mean_f1(known) if known else None
+        return share * mean_f1(known) if known else None
     found = list(_card_scores(model.bundle.card.scores, model.labels))
-    return sum(found) / len(found) if found else None
+    return share * sum(found) / len(found) if found else None
 
 
 def _card_scores(scores: Mapping[str, Any], labels: Sequence[str]) -> Iterator[float]:
