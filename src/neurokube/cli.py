@@ -397,9 +397,9 @@ def annotate(
     if as_json:
         print(json.dumps({**asdict(report), "region": str(report.region)}, indent=2))
         return
-    print(
-        f"{destination}: {report.description}, voxels {report.region} of {image}, {len(report.sections)} section{'s' * (len(report.sections) != 1)}"
-    )
+    count = len(report.sections)
+    sections = "1 section" if count == 1 else f"{count} sections"
+    print(f"{destination}: {report.description}, voxels {report.region} of {image}, {sections}")
     for number, voxels in report.voxels.items():
         print(f"  {number:>4} {report.names.get(number, ''):<20} {voxels} voxels")
     for remark in report.remarks:

@@ -61,8 +61,8 @@ def _proposal(spec: VolumeSpec, model: str | None, modality: str | None) -> Prop
     card = load_bundle(model).card
     if not fits(card.voxel_size, spec.voxel_size):
         raise UsageError(
-            f"{model}: was trained on voxels of {nanometres(card.voxel_size)}, too far from {nanometres(spec.voxel_size)} "
-            "to resample; name another model, or 'none'"
+            f"{model}: was trained on voxels of {nanometres(card.voxel_size)}, too far from "
+            f"{nanometres(spec.voxel_size)} to resample; name another model, or 'none'"
         )
     if _label(card) is None:
         raise UsageError(

@@ -200,8 +200,8 @@ def _report(
     remarks += [f"the test volumes have no voxel of '{label}': it is not scored" for label in missing]
     if len({frozenset(model.labels) for model in contenders}) > 1:
         remarks.append(
-            "the models have different labels: a mean is over those that a model has; where the best is chosen, one that "
-            "it lacks counts 0"
+            "the models have different labels: a mean is over those that a model has; where the best is chosen, one "
+            "that it lacks counts 0"
         )
     scored = [_scored(model, labels, bool(file.validation), remarks) for model in contenders]
     best, best_from = _best(scored, bool(file.validation), remarks)
