@@ -118,7 +118,7 @@ def test_resuming_with_other_settings_is_refused(finished, tissue, neurokube):
     folder, file, weights = finished
     write_file(file, document(tissue, folder.parents[1], validated=True, learning_rate=0.5))
     code, said = neurokube("train", file, "--resume", "--quiet")
-    assert code == 78 and "was trained with other settings or another --from" in said
+    assert code == 78 and "was trained with other settings or another --from (changed: learning_rate); put them" in said
     assert sha(folder) == weights
 
 

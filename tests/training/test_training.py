@@ -256,3 +256,10 @@ def test_label_that_no_voxel_has_is_refused(tissue, tmp_path):
     content = document(tissue, tmp_path, volumes=[{"image": tissue["image"], "truth": truth}])
     with pytest.raises(DataError, match="no voxel of any volume is 'absent'"):
         train(parse_training(content, where="test"), quiet=True)
+
+
+def test_label_that_every_known_voxel_has_is_refused(tissue, tmp_path):
+    truth = {"blob": {"volume": tissue["blob"], "values": [1], "unlabelled": [0]}}
+    content = document(tissue, tmp_path, volumes=[{"image": tissue["image"], "truth": truth}])
+    with pytest.raises(DataError, match="every annotated voxel is 'blob', from which nothing tells it apart; paint"):
+        train(parse_training(content, where="test"), quiet=True)

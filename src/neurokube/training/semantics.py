@@ -126,5 +126,9 @@ def _positive_weights(volumes: Sequence[Annotated], labels: Sequence[str], large
         raise DataError(
             f"labels: no voxel of any volume is '{empty[0]}'; check its 'values' and 'region', or leave it out"
         )
+    if full := [label for label, (negative, _) in zip(labels, counts, strict=True) if not negative]:
+        raise DataError(
+            f"labels: every annotated voxel is '{full[0]}', from which nothing tells it apart; paint what it is not too"
+        )
     ratio = np.sqrt(counts[:, 0] / np.maximum(1, counts[:, 1]))
     return torch.tensor(np.clip(ratio, 1, largest), dtype=torch.float32)

@@ -138,15 +138,24 @@ def _check_folder(folder: Path, identity: dict[str, Any], *, resume: bool, overw
             )
         if resume and not mark.exists():
             raise UsageError(f"{folder}: nothing to resume there; start without --resume")
-        if resume and json.loads(mark.read_text()).get("key") != identity["key"]:
+        if resume and (found := json.loads(mark.read_text())).get("key") != identity["key"]:
             raise ConfigurationError(
-                f"{folder}: was trained with other settings or another --from; put them back, "
-                "or start anew with --overwrite"
+                f"{folder}: was trained with other settings or another --from (changed: {_changed(found, identity)}); "
+                "put them back, or start anew with --overwrite"
             )
     except OSError as error:
         raise surroundings(error, str(folder)) or UsageError(f"{folder}: {error.strerror}") from None
     except json.JSONDecodeError:
         raise DataError(f"{mark}: damaged; start anew with --overwrite") from None
+
+
+def _changed(found: dict[str, Any], identity: dict[str, Any]) -> str:
+    """Return which settings of a training differ from those that are asked for; of a model, its weights count."""
+    before, now = found.get("training", {}), identity["training"]
+    changed = [name for name in now if before.get(name) != now[name]]
+    models = {"--from": "from", "segmentation": "segmentation"}
+    changed += [f"the model of {name}" for name, key in models.items() if found.get(key) != identity.get(key)]
+    return ", ".join(changed)
 
 
 def _claim(folder: Path, identity: dict[str, Any]) -> None:
