@@ -6,6 +6,7 @@ Exit codes: 0 done; 64 usage; 65 bad data; 75 try again, nothing was lost; 78 co
 
 import json
 import os
+import shlex
 import signal
 import sys
 from typing import Annotated, Any, NoReturn
@@ -174,7 +175,7 @@ def init(
         print(f"model {proposal.model}")
         for line in proposal.remarks:
             print(f"  {line}")
-    print(f"{output} is ready: look it over, then 'neurokube run {output}'")
+    print(f"{output} is ready: look it over, then: neurokube run {shlex.quote(output)}")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """How far a run is, and what a plan comes to, for people and for programs."""
 
+import shlex
 from typing import Any
 
 from rich.console import Console
@@ -110,7 +111,7 @@ def print_summary(run: Run, summary: Summary) -> None:
     """Say in two lines what a run did and what to do next."""
     computed, found = sum(summary.computed.values()), sum(summary.found.values())
     print(f"{run.url}: done; {computed} blocks computed, {found} found done")
-    print(f"look at it with 'neurokube view {run.url}'")
+    print(f"look at it with: neurokube view {shlex.quote(run.url)}")
 
 
 def human_bytes(count: float) -> str:
