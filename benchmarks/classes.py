@@ -40,12 +40,13 @@ def main() -> None:
     found = np.stack([whole(f"{run.url}/classes/{name}") for name in CLASSES])
     thresholds = load_bundle(arguments.model).card.thresholds
     voxels = [channel >= 255 * thresholds[name] for name, channel in zip(CLASSES, found, strict=True)]
-    segments = voted(found, whole(f"{run.url}/segmentation/segmentation"))
-    rows = {
-        "voxels": [f1(voxels[n], truth == n + 1) for n in range(3)],
-        "segments": [f1(segments == n + 1, truth == n + 1) for n in range(3)],
-        "true cells": [f1(voted(found, labels) == n + 1, truth == n + 1) for n in range(3)],
+    segments, cells = voted(found, whole(f"{run.url}/segmentation/segmentation")), voted(found, labels)
+    masks = {
+        "voxels": voxels,
+        "segments": [segments == n + 1 for n in range(3)],
+        "true cells": [cells == n + 1 for n in range(3)],
     }
+    rows = {name: [f1(mask, truth == n + 1) for n, mask in enumerate(three)] for name, three in masks.items()}
     print(f"{machine()}; {arguments.model}, tissue {arguments.seed}")
     print(f"| | {' | '.join(CLASSES)} |\n|---|---|---|---|")
     for name, row in rows.items():

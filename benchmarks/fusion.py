@@ -85,7 +85,7 @@ def fib25(data: Path, folder: Path, membranes: str, boundaries: str, workers: in
         scores = {bias: voi(folder / "runs" / "fusion", bodies, name, bias) for bias in BIASES}
         best = min(scores, key=lambda bias: sum(scores[bias]["fit"]))
         for bias, found in scores.items():
-            cells = [f"{split:.3f} + {merge:.3f} = {split + merge:.3f}" for split, merge in found.values()]
+            cells = [written(*parts) for parts in found.values()]
             print(f"| {name}{', chosen' if bias == best else ''} | {bias} | {' | '.join(cells)} |", flush=True)
 
 
@@ -100,16 +100,24 @@ def chains(image: Path, membranes: str, boundaries: str, fitted: Path) -> dict[s
         },
     }
     for name, source in MAPS.items():
-        fragments, graph = f"fragments-{name}", f"graph-{name}"
-        stages[fragments] = {"stage": "fragments", "boundaries": source}
-        stages[graph] = {"stage": "graph", "fragments": fragments, "boundaries": source}
-        for bias in BIASES:
-            chosen = {"bias": bias, "smallest": SMALLEST}
-            multicut, segmentation = chain(name, bias)
-            stages[multicut] = {"stage": "multicut", "fragments": fragments, "graph": graph, **chosen}
-            stages[segmentation] = {"stage": "segmentation", "fragments": fragments, "multicut": multicut}
+        stages |= segmented(name, source, SMALLEST)
     inputs = {"image": {"path": str(image)}}
     return {"name": "fusion", "inputs": inputs, "stages": stages}
+
+
+def segmented(name: str, boundaries: str, smallest: int) -> dict[str, Any]:
+    """Return the stages that make, of one boundary map, a segmentation a bias without segments under `smallest`."""
+    fragments, graph = f"fragments-{name}", f"graph-{name}"
+    stages: dict[str, Any] = {
+        fragments: {"stage": "fragments", "boundaries": boundaries},
+        graph: {"stage": "graph", "fragments": fragments, "boundaries": boundaries},
+    }
+    for bias in BIASES:
+        chosen = {"bias": bias, "smallest": smallest}
+        multicut, segmentation = chain(name, bias)
+        stages[multicut] = {"stage": "multicut", "fragments": fragments, "graph": graph, **chosen}
+        stages[segmentation] = {"stage": "segmentation", "fragments": fragments, "multicut": multicut}
+    return stages
 
 
 def chain(name: str, bias: float) -> tuple[str, str]:
@@ -128,6 +136,11 @@ def voi(run: Path, bodies: Path, name: str, bias: float) -> dict[str, tuple[floa
         scores = evaluate_instances(*volumes, min_size=SMALLEST, quiet=True)
         found[part] = (scores.voi_split, scores.voi_merge)
     return found
+
+
+def written(split: float, merge: float) -> str:
+    """Return VOI for a cell of a table."""
+    return f"{split:.3f} + {merge:.3f} = {split + merge:.3f}"
 
 
 # vnc

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from benchmarks.fusion import BIASES, SMALLEST, chain, segmented, written
 from benchmarks.measure import machine
 from neurokube.blocks import Box
 from neurokube.engines import InProcess
@@ -42,9 +43,6 @@ from neurokube.workflow import Run, execute, parse_workflow
 
 PIXEL, FACTOR = 10.0, 2
 Voxels = NDArray[np.uint8]
-BIASES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
-SMALLEST = 1000
-"""Voxels of 10 nm: bodies under this are noise in the truth, and segments under it join a neighbour."""
 MIDDLE = 125
 """Where y begins the second half: the bias that is best in one is scored in the other."""
 
@@ -75,10 +73,10 @@ def sections(data: Path, name: str = "unlabelled") -> Voxels:
 
 
 def prepare(data: Path, folder: Path) -> None:
-    thick = sections(data)[::FACTOR]
-    spec = VolumeSpec(thick.shape, "uint8", (FACTOR * PIXEL, PIXEL, PIXEL))
-    create(str(folder / "thick.zarr"), spec, attributes={"fingerprint": data.name}).write(spec.box, thick)
-    half, (_, height, width) = len(thick) // 2, thick.shape
+    whole = sections(data)
+    thick = kept(VolumeSpec(whole.shape, "uint8", (PIXEL, PIXEL, PIXEL)), whole, folder / "thick.zarr", data.name)
+    depth, height, width = thick.spec.shape
+    half = depth // 2
     learned = half * 4 // 5
     document = {
         "name": "finer",
@@ -199,7 +197,9 @@ def segmentation(data: Path, folder: Path, models: list[str], made: dict[str, di
         found = {bias: halves(run, contestant, bias, truth, workflow) for bias in BIASES}
         best = [min(found, key=lambda bias: found[bias][half].voi) for half in (0, 1)]
         scored = [found[best[0]][1], found[best[1]][0]]
-        cells = [f"{bias} | {written(scores)}" for bias, scores in zip(best, scored, strict=True)]
+        cells = [
+            f"{bias} | {written(scores.voi_split, scores.voi_merge)}" for bias, scores in zip(best, scored, strict=True)
+        ]
         voi, error = (sum(getattr(s, field) for s in scored) / 2 for field in ("voi", "adapted_rand_error"))
         print(f"| {name} | {' | '.join(cells)} | {voi:.3f} | {error:.3f} |", flush=True)
 
@@ -212,17 +212,9 @@ def chains(folder: Path, names: list[str], made: dict[str, dict], membranes: str
         for name, settings in made.items()
     }
     for name in names:
-        semantics, fragments, graph = (f"{kind}-{name}" for kind in ("semantics", "fragments", "graph"))
-        boundaries = f"{semantics}.{label}"
+        semantics = f"semantics-{name}"
         stages[semantics] = {"stage": "semantics", "image": name, "model": membranes, "labels": [label]}
-        stages[fragments] = {"stage": "fragments", "boundaries": boundaries}
-        stages[graph] = {"stage": "graph", "fragments": fragments, "boundaries": boundaries}
-        smallest = SMALLEST // FACTOR if name == "thick" else SMALLEST
-        for bias in BIASES:
-            multicut, last = (f"{kind}-{name}-{round(100 * bias)}" for kind in ("multicut", "segmentation"))
-            chosen = {"fragments": fragments, "bias": bias, "smallest": smallest}
-            stages[multicut] = {"stage": "multicut", "graph": graph, **chosen}
-            stages[last] = {"stage": "segmentation", "fragments": fragments, "multicut": multicut}
+        stages |= segmented(name, f"{semantics}.{label}", SMALLEST // FACTOR if name == "thick" else SMALLEST)
     inputs = {name: {"path": str(folder / f"{name}.zarr")} for name in ("raw", "thick")}
     return {"name": "run", "workspace": str(folder), "inputs": inputs, "stages": stages}
 
@@ -238,17 +230,14 @@ def kept(spec: VolumeSpec, voxels: NDArray, url: Path, fingerprint: str = "") ->
 
 def halves(run: Run, name: str, bias: float, truth: Volume, folder: Path) -> list[InstanceScores]:
     """Return the scores of the first half and of the second."""
-    found = open_volume(f"{run.url}/segmentation-{name}-{round(100 * bias)}/segmentation")
+    _, last = chain(name, bias)
+    found = open_volume(f"{run.url}/{last}/segmentation")
     if found.spec.shape != truth.spec.shape:
-        found = kept(found.spec, found.read(found.spec.box), folder / "kept" / f"{name}-{round(100 * bias)}.zarr")
+        found = kept(found.spec, found.read(found.spec.box), folder / "kept" / f"{last}.zarr")
     depth, height, width = truth.spec.shape
     boxes = Box((0, 0, 0), (depth, MIDDLE, width)), Box((0, MIDDLE, 0), (depth, height, width))
     smallest = SMALLEST // FACTOR
     return [evaluate_instances(found.crop(b), truth.crop(b), min_size=smallest, quiet=True) for b in boxes]
-
-
-def written(scores: InstanceScores) -> str:
-    return f"{scores.voi_split:.3f} + {scores.voi_merge:.3f} = {scores.voi:.3f}"
 
 
 if __name__ == "__main__":

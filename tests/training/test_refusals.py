@@ -119,6 +119,7 @@ def test_label_that_no_volume_has(refused):
         ({"steps": 0}, "steps: "),
         ({"volumes": []}, "volumes: "),
         ({"name": "../out"}, "name: "),
+        ({"name": "my net"}, "name: 'my net' is no name; use letters, digits"),
         ({"devices": "all"}, "devices"),
         ({"network": "resnet"}, "network: must be 'unet' or 'inception'"),
         ({"network": "inception", "size": [4]}, "size: an inception network has two levels"),

@@ -10,6 +10,7 @@ that the user has installed.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -135,11 +137,21 @@ Architecture = Annotated[
 ]
 
 
+def _named(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"'{name}' is no name; use letters, digits, '.', '_' and '-', the first no sign")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_named)]
+"""What a model, and with it its training, may be called: a folder's name anywhere."""
+
+
 class Card(_Strict):
     """What a model is: everything that is needed to run it, to judge it, and to make it again."""
 
     format: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Name
     description: str = ""
     licence: str | None = None
     authors: tuple[str, ...] = ()
@@ -275,8 +287,6 @@ def first_mistake(error: ValidationError) -> str:
     """Return what is wrong first, as `field: what`."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "string_pattern_mismatch" and field.endswith("name"):
-        return f"{field}: '{first['input']}' is no name; use letters, digits, '.', '_' and '-', the first no sign"
     message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     return f"{field + ': ' if field else ''}{message}"
 

@@ -19,7 +19,7 @@ from pydantic import (
 
 from ..blocks import parse_region
 from ..errors import ConfigurationError, UsageError, surroundings
-from ..networks.bundle import first_mistake
+from ..networks.bundle import Name, first_mistake
 from ..volumes.store import placed
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -130,7 +130,7 @@ class Schedule(_Strict):
     """What trainings of every task have in common: a name, a length, a machine."""
 
     task: str
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Name
     workspace: str = Field("models", description="what is trained is written to <workspace>/<name>")
     voxel_size: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
         None, description="nm (z, y, x) the network sees [default: that of the model or the first volume]"

@@ -162,7 +162,7 @@ def print_models(report: ModelsReport) -> None:
     from rich.table import Table
 
     console = Console()
-    for models in _rows_of(report, console.width):
+    for models in _grouped(report, console.width):
         table = Table("F1 on the test volumes")
         for model in models:
             table.add_column(model.name, justify="right")
@@ -178,7 +178,7 @@ def print_models(report: ModelsReport) -> None:
     print(f"charts, pictures and all numbers: {report.folder}/report.html, evaluation.json, scores.csv")
 
 
-def _rows_of(report: ModelsReport, width: int) -> list[list[ModelScores]]:
+def _grouped(report: ModelsReport, width: int) -> list[list[ModelScores]]:
     """Return the models in groups whose tables are at most `width` characters wide, at least one in each."""
     first = max(len(label) for label in (*report.labels, "F1 on the test volumes")) + 4
     groups: list[list[ModelScores]] = []

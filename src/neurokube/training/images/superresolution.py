@@ -69,9 +69,8 @@ def prepare(settings: Superresolution, origin: Bundle | None, bars: Progress) ->
     network = Generator(config)
     if origin is not None:
         fill(network, origin)
-    if config.aside:
-        # turned, what is beside a plane is the next section
-        network.spread(1)
+    # turned, what is beside a plane is the next section
+    network.spread(1)
     if settings.method == "self-supervised":
         pairs = Pairs(turned, settings.augmentation, settings.seed)
         rate = 1e-3 if origin is None else 3e-4
