@@ -29,7 +29,7 @@ from PIL import Image
 from neurokube.blocks import Box, Grid, Vector
 from neurokube.evaluation import Contingency, variation_of_information
 from neurokube.stages.boundaries import ridge_filter
-from neurokube.stages.fragments import first_id, watershed_tile
+from neurokube.stages.fragments import Fragments, first_id
 from neurokube.synthesis import Neuropil, synthesize
 from neurokube.volumes.volume import Nanometres
 
@@ -73,21 +73,13 @@ class Tiles:
 def _tile(file: Path, grid: Grid, flat: bool, cell: int) -> NDArray[np.uint64]:
     boundaries = np.load(file, mmap_mode="r")
     box = grid.box(cell)
-    z, y, x = (int(np.ceil(HALO / v)) for v in VOXEL_SIZE)
-    outer = box.grow((0 if flat else z, y, x)).clip(Box.of(grid.shape))
+    outer = box.grow(Fragments().halo(VOXEL_SIZE, flat=flat)).clip(Box.of(grid.shape))
     return _ours(np.ascontiguousarray(boundaries[outer.slices]), box.relative_to(outer.start), flat)
 
 
 def _ours(boundaries: NDArray[np.uint8], inner: Box, flat: bool) -> NDArray[np.uint64]:
-    return watershed_tile(
-        boundaries,
-        inner,
-        VOXEL_SIZE,
-        flat=flat,
-        threshold=THRESHOLD,
-        seed_smoothing=SMOOTHING,
-        distance_weight=DISTANCE_WEIGHT,
-    )
+    stage = Fragments(sections="one by one" if flat else "together")
+    return stage.fragments_of(boundaries, inner, VOXEL_SIZE).astype(np.uint64)
 
 
 def elf(boundaries: NDArray[np.float32], *, flat: bool, smallest: int = 0, threads: int = CORES) -> NDArray[Any]:

@@ -31,7 +31,7 @@ VOXEL_SIZE: Nanometres = (40.0, 8.0, 8.0)
 TILE = [16, 128, 128]
 STAGES = {
     "boundaries": {"tile": TILE},
-    "fragments": {"tile": TILE, "seed_smoothing": 40.0},
+    "fragments": {"tile": TILE},
     "graph": {},
     "multicut": {},
     "segmentation": {},

@@ -8,7 +8,7 @@ from scipy import ndimage
 from neurokube.blocks import Box, Grid
 from neurokube.errors import ConfigurationError
 from neurokube.stages import Source, TableOutput, VolumeOutput
-from neurokube.stages.fragments import Fragments, first_id, watershed_tile
+from neurokube.stages.fragments import Fragments, first_id, squared_distance
 from neurokube.stages.graph import fragment_ids
 from neurokube.volumes import VolumeSpec
 
@@ -18,9 +18,9 @@ SHAPES = st.tuples(*[st.integers(1, 12)] * 3)
 MAPS = hnp.arrays(np.uint8, SHAPES, elements=st.sampled_from([0, 0, 100, 255]))
 
 
-def flooded(boundaries, voxel_size=FINE, inner=None, **options):
-    options = {"flat": voxel_size == COARSE, "threshold": 110, **options}
-    return watershed_tile(boundaries, inner or Box.of(boundaries.shape), voxel_size, **options)
+def flooded(boundaries, voxel_size=FINE, inner=None, mask=None, **options):
+    stage = Fragments(**({"threshold": 110, "smallest": 0} | options))
+    return stage.fragments_of(boundaries, inner or Box.of(boundaries.shape), voxel_size, mask)
 
 
 def walls(shape, *, every):
@@ -36,14 +36,13 @@ def is_connected(part):
 
 
 @PROPERTY
-@given(MAPS, st.booleans(), st.data())
-def test_fragments_are_connected_and_numbered_from_one(boundaries, flat, data):
+@given(MAPS, st.sampled_from([COARSE, FINE]), st.data())
+def test_fragments_are_connected_and_numbered_from_one(boundaries, voxel_size, data):
     edges = [sorted(data.draw(st.sets(st.integers(0, n), min_size=2, max_size=2))) for n in boundaries.shape]
     start, stop = zip(*edges, strict=True)
     inner = Box(start, stop)
-    labels = flooded(boundaries, inner=inner, flat=flat)
+    labels = flooded(boundaries, voxel_size, inner=inner)
     assert labels.shape == inner.shape
-    assert labels.dtype == np.uint64
     found = np.unique(labels[labels > 0]).tolist()
     assert found == list(range(1, len(found) + 1))
     assert all(is_connected(labels == label) for label in found)
@@ -62,7 +61,7 @@ def test_sections_that_are_coarse_are_flooded_one_by_one(boundaries):
     for z, section in enumerate(labels):
         alone = flooded(boundaries[z : z + 1], COARSE)
         offset = labels[:z].max(initial=0)
-        np.testing.assert_array_equal(section, np.where(alone[0], alone[0] + np.uint64(offset), 0))
+        np.testing.assert_array_equal(section, np.where(alone[0], alone[0] + offset, 0))
 
 
 @PROPERTY
@@ -89,18 +88,51 @@ def test_a_room_without_walls_inside_is_few_fragments():
 
 def test_a_wall_just_outside_the_tile_decides_where_fragments_meet():
     boundaries = walls((8, 64, 64), every=16)
-    inner = Box((0, 0, 0), (8, 64, 33))
+    inner = Box((0, 0, 0), (8, 64, 35))
     labels = flooded(boundaries, inner=inner)
     whole = flooded(boundaries)[inner.slices]
     pairs = {pair for pair in zip(labels.ravel().tolist(), whole.ravel().tolist(), strict=True)}
     assert len(pairs) == labels.max()
 
 
-def test_more_smoothing_of_seeds_makes_fewer_fragments():
-    boundaries = (gaussian_noise((8, 96, 96)) > 0.6).astype(np.uint8) * 255
-    counts = [flooded(boundaries, seed_smoothing=width).max() for width in (0.0, 16.0, 64.0)]
+@pytest.mark.parametrize("setting", ["smoothing", "depth", "smallest"])
+def test_more_smoothing_depth_or_size_makes_fewer_fragments(setting):
+    boundaries = np.clip(128 + 400 * gaussian_noise((8, 96, 96)), 0, 255).astype(np.uint8)
+    settings = {"smoothing": 0.0, "depth": 0.0, "smallest": 0}
+    more = {"smoothing": (0.0, 8.0, 24.0), "depth": (0.0, 0.03, 0.2), "smallest": (0, 100, 2000)}[setting]
+    counts = [flooded(boundaries, **(settings | {setting: value})).max() for value in more]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > counts[-1] > 0
+
+
+def test_no_fragment_is_small_unless_it_has_no_neighbour():
+    boundaries = np.clip(128 + 400 * gaussian_noise((8, 96, 96)), 0, 255).astype(np.uint8)
+    assert np.bincount(flooded(boundaries, smallest=0).ravel())[1:].min() < 100
+    assert np.bincount(flooded(boundaries, smallest=100).ravel())[1:].min() >= 100
+
+
+@PROPERTY
+@given(hnp.arrays(bool, SHAPES), st.sampled_from([COARSE, FINE, (3.0, 2.0, 7.0)]), st.floats(1, 255), st.booleans())
+def test_the_distance_is_that_of_the_nearest_outside_up_to_the_reach(inside, voxel_size, reach, flat):
+    found = squared_distance(inside, voxel_size, reach, flat=flat)
+    true = np.full(inside.shape, np.inf)
+    for place in np.argwhere(~inside):
+        ways = [(np.arange(n) - k) * v for n, k, v in zip(inside.shape, place, voxel_size, strict=True)]
+        squares = [w * w for w in ways]
+        if flat:
+            squares[0] = np.where(ways[0] == 0, 0, np.inf)
+        true = np.minimum(true, squares[0][:, None, None] + squares[1][:, None] + squares[2])
+    np.testing.assert_array_equal(found, np.minimum(true, int(reach * reach)))
+
+
+def test_heights_near_the_face_of_a_tile_are_those_of_the_whole_volume():
+    boundaries = np.clip(128 + 400 * gaussian_noise((40, 60, 60)), 0, 255).astype(np.uint8)
+    stage = Fragments()
+    whole = stage._height(boundaries, FINE, False)
+    inner = Box((14, 20, 30), (30, 40, 60))
+    outer = inner.grow(stage.halo(FINE, flat=False)).clip(Box.of(boundaries.shape))
+    alone = stage._height(np.ascontiguousarray(boundaries[outer.slices]), FINE, False)
+    np.testing.assert_array_equal(alone[inner.relative_to(outer.start).slices], whole[inner.slices])
 
 
 def gaussian_noise(shape):

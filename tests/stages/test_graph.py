@@ -9,21 +9,22 @@ from hypothesis.extra import numpy as hnp
 from neurokube.blocks import Box, Grid
 from neurokube.errors import ConfigurationError
 from neurokube.stages import Source, TableOutput, VolumeOutput
-from neurokube.stages.graph import Graph, dense_numbers, edge_statistics, fragment_ids
+from neurokube.stages.fragments import first_id
+from neurokube.stages.graph import STATISTICS, Graph, dense_numbers, edge_statistics, fragment_ids, numbered
 from neurokube.volumes import VolumeSpec
 
 PROPERTY = settings(max_examples=60, deadline=None)
 SHAPES = st.tuples(*[st.integers(1, 5)] * 3)
 VOLUMES = SHAPES.flatmap(
     lambda shape: st.tuples(
-        hnp.arrays(np.uint64, shape, elements=st.sampled_from([0, 1, 2, 3, 7, 2**40])),
+        hnp.arrays(np.uint32, shape, elements=st.sampled_from([0, 1, 2, 3, 7, 2**20])),
         hnp.arrays(np.uint8, shape),
     )
 )
 
 
 def naive(fragments, boundaries, own):
-    """Count pair by pair: {(first, second): [pairs, sum, sum of squares, minimum, maximum]}."""
+    """Count pair by pair: {(first, second): statistics}."""
     values = defaultdict(list)
     for lower in np.ndindex(*fragments.shape):
         if not own.contains(Box(lower, tuple(k + 1 for k in lower))):
@@ -33,8 +34,16 @@ def naive(fragments, boundaries, own):
             if upper[axis] < fragments.shape[axis]:
                 pair = sorted((int(fragments[lower]), int(fragments[upper])))
                 if pair[0] != pair[1] and pair[0] != 0:
-                    values[tuple(pair)].append(int(boundaries[lower]) + int(boundaries[upper]))
-    return {p: [len(v), sum(v), sum(n * n for n in v), min(v), max(v)] for p, v in values.items()}
+                    values[tuple(pair)].append((int(boundaries[lower]) + int(boundaries[upper]), axis == 0))
+    return {pair: statistics(found) for pair, found in values.items()}
+
+
+def statistics(found):
+    values = [value for value, _ in found]
+    across = [value for value, is_across in found if is_across]
+    ranked = [sorted(values)[int(q * (len(values) - 1))] for q in (0.1, 0.25, 0.5, 0.75, 0.9)]
+    squares = sum(v * v for v in values)
+    return [len(values), sum(values), squares, min(values), *ranked, max(values), len(across), sum(across)]
 
 
 def as_dict(edges, stats):
@@ -45,7 +54,7 @@ def as_dict(edges, stats):
 @given(VOLUMES)
 def test_statistics_are_the_exact_integers_of_a_count_by_hand(volumes):
     fragments, boundaries = volumes
-    edges, stats = edge_statistics(fragments, boundaries, Box.of(fragments.shape))
+    edges, (stats,) = edge_statistics(fragments, [boundaries], Box.of(fragments.shape))
     assert (edges.dtype, stats.dtype) == (np.uint64, np.int64)
     assert as_dict(edges, stats) == naive(fragments, boundaries, Box.of(fragments.shape))
     assert edges.tolist() == sorted(edges.tolist())
@@ -56,41 +65,61 @@ def test_statistics_are_the_exact_integers_of_a_count_by_hand(volumes):
 def test_owned_boxes_that_are_disjoint_add_up_to_the_whole(volumes, data):
     fragments, boundaries = volumes
     cut = data.draw(st.tuples(*[st.integers(1, n) for n in fragments.shape]))
-    merged = defaultdict(list)
     grid = Grid(fragments.shape, cut)
+    expected, found = naive(fragments, boundaries, Box.of(fragments.shape)), defaultdict(lambda: np.zeros(5, int))
     for cell in range(len(grid)):
         own = grid.box(cell)
         outer = Box(own.start, tuple(b + 1 for b in own.stop)).clip(Box.of(fragments.shape))
-        edges, stats = edge_statistics(fragments[outer.slices], boundaries[outer.slices], Box.of(own.shape))
+        edges, (stats,) = edge_statistics(fragments[outer.slices], [boundaries[outer.slices]], Box.of(own.shape))
         for edge, row in as_dict(edges, stats).items():
-            merged[edge].append(row)
-    added = {
-        edge: [*(sum(row[k] for row in rows) for k in range(3)), min(r[3] for r in rows), max(r[4] for r in rows)]
-        for edge, rows in merged.items()
+            found[edge] += np.take(row, SUMS)
+    assert {edge: row.tolist() for edge, row in found.items()} == {
+        edge: np.take(row, SUMS).tolist() for edge, row in expected.items()
     }
-    assert added == naive(fragments, boundaries, Box.of(fragments.shape))
 
 
-def test_statistics_stay_exact_for_a_contact_of_millions_of_voxel_pairs():
-    fragments = np.indices((16, 256, 256)).sum(0).astype(np.uint64) % np.uint64(2) + np.uint64(1)
-    boundaries = np.random.default_rng(0).integers(0, 256, fragments.shape, dtype=np.uint8)
-    _, stats = edge_statistics(fragments, boundaries, Box.of(fragments.shape))
-    values = np.concatenate(
-        [(np.diff(boundaries.astype(int), axis=k) + 2 * lower(boundaries, k)).ravel() for k in range(3)]
+SUMS = [STATISTICS.index(name) for name in ("pairs", "sum", "squares", "pairs_z", "sum_z")]
+
+
+@PROPERTY
+@given(VOLUMES)
+def test_each_map_is_measured_as_if_it_were_alone(volumes):
+    fragments, boundaries = volumes
+    own = Box.of(fragments.shape)
+    edges, (first, second) = edge_statistics(fragments, [boundaries, 255 - boundaries], own)
+    for values, stats in ((boundaries, first), (255 - boundaries, second)):
+        alone, (expected,) = edge_statistics(fragments, [values], own)
+        np.testing.assert_array_equal(edges, alone)
+        np.testing.assert_array_equal(stats, expected)
+
+
+@PROPERTY
+@given(st.data())
+def test_small_numbers_keep_the_order_of_ids_and_lead_back_to_them(data):
+    grid = Grid(data.draw(SHAPES), data.draw(st.tuples(*[st.integers(1, 3)] * 3)))
+    ids = np.zeros(grid.shape, np.uint64)
+    for cell in range(len(grid)):
+        box = grid.box(cell)
+        ids[box.slices] = data.draw(hnp.arrays(np.uint64, box.shape, elements=st.integers(0, min(3, box.size))))
+        ids[box.slices] += np.where(ids[box.slices] > 0, np.uint64(first_id(grid, cell)), np.uint64(0))
+    cell = data.draw(st.integers(0, len(grid) - 1))
+    box = grid.box(cell)
+    outer = Box(box.start, tuple(b + 1 for b in box.stop)).clip(Box.of(grid.shape))
+    labels, starts, firsts = numbered(ids[outer.slices], grid, cell, min(3, box.size))
+    seen = labels > 0  # what touches the tile at an edge or a corner only is left out
+    numbers = labels[seen].astype(np.uint64)
+    part = np.searchsorted(starts, numbers, side="right") - 1
+    np.testing.assert_array_equal(numbers - starts[part] + firsts[part], ids[outer.slices][seen])
+    np.testing.assert_array_equal(
+        np.argsort(numbers, kind="stable"), np.argsort(ids[outer.slices][seen], kind="stable")
     )
-    expected = [len(values), values.sum(), (values**2).sum(), values.min(), values.max()]
-    assert len(values) > 2_900_000
-    np.testing.assert_array_equal(stats, [expected])
-
-
-def lower(array, axis):
-    return array.astype(int).take(range(array.shape[axis] - 1), axis)
+    assert (labels[Box.of(box.shape).slices] > 0).sum() == (ids[box.slices] > 0).sum()
 
 
 def test_one_fragment_alone_has_no_edge():
-    edges, stats = edge_statistics(np.ones((3, 3, 3), np.uint64), np.zeros((3, 3, 3), np.uint8), Box.of((3, 3, 3)))
+    edges, (stats,) = edge_statistics(np.ones((3, 3, 3), np.uint32), [np.zeros((3, 3, 3), np.uint8)], Box.of((3, 3, 3)))
     assert edges.shape == (0, 2)
-    assert stats.shape == (0, 5)
+    assert stats.shape == (0, len(STATISTICS))
 
 
 @PROPERTY
@@ -104,8 +133,10 @@ def test_dense_numbers_count_all_fragments_in_the_order_of_their_ids(data):
     np.testing.assert_array_equal(dense_numbers(ids, grid, offsets), np.arange(sum(counts)))
 
 
-def source(name, kind="volume", shape=(24, 64, 64)):
-    labels = VolumeOutput(name, VolumeSpec(shape, "uint64", (40.0, 8.0, 8.0), kind="labels"), (8, 32, 32))
+def source(name, kind="volume", shape=(24, 64, 64), dtype=None):
+    dtype = dtype or ("uint64" if kind == "fragments" else "uint8")
+    holds = "image" if dtype == "uint8" else "labels"
+    labels = VolumeOutput(name, VolumeSpec(shape, dtype, (40.0, 8.0, 8.0), kind=holds), (8, 32, 32))
     return Source(name, kind, {name: labels}, {name: "/none"})
 
 

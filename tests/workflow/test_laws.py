@@ -435,7 +435,7 @@ def test_run_json_tells_where_a_result_comes_from(reference):
     found = json.loads(Path(run.url, "run.json").read_text())
     assert found["numerics"]["bioimage-cpp"]
     assert set(found["keys"]) == set(STAGES)
-    assert found["workflow"]["stages"]["fragments"]["halo"] == 60
+    assert found["workflow"]["stages"]["fragments"]["reach"] == 60
     assert found["inputs"]["image"]["voxel_size"] == [10.0, 10.0, 10.0]
     assert {"neurokube", "python", "started", "steps"} <= found.keys()
 

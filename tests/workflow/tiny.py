@@ -37,7 +37,7 @@ def write_image(folder: Path, voxels: np.ndarray | None = None) -> Path:
 
 STAGES = {
     "boundaries": {"tile": TILE},
-    "fragments": {"tile": TILE, "halo": 60},
+    "fragments": {"tile": TILE, "reach": 60.0},
     "graph": {},
     "multicut": {},
     "segmentation": {},

@@ -1,7 +1,7 @@
-"""Fragments: an oversegmentation by a watershed on the distance to the nearest boundary.
+"""Fragments: an oversegmentation by a watershed on the boundary map and the distance to the nearest boundary.
 
-The distance-transform watershed of Beier et al., Nature Methods 14:101 (2017): seeds are the maxima of
-the smoothed distance to the thresholded boundary map, flooded over boundaries and inverted distance.
+The height is the boundary map with the distance to the nearest voxel above a threshold taken off, smoothed (the
+distance-transform watershed of Beier et al., Nature Methods 14:101, 2017); fragments are its basins, see `basins`.
 
 A fragment never leaves its tile.  Its id is `tile * voxels of a full tile + n`, n = 1, 2, ... in the
 tile, so ids are unique without any reduce, stay below the number of voxels, and tell their tile.
@@ -9,38 +9,40 @@ tile, so ids are unique without any reduce, stay below the number of voxels, and
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import prod
+from math import ceil, prod
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ..blocks import Box, Grid
+from ..blocks import Box, Grid, Vector
+from ..volumes import VolumeSpec
 from ..volumes.volume import Nanometres
-from .base import Data, Source, Step, TableOutput, Target, TiledStage, over_cells, same_grid
+from .base import Data, Length, Source, Step, TableOutput, Target, TiledStage, over_cells, same_grid
+from .basins import LEVELS, basins
 
 
 class Fragments(TiledStage):
-    """Distance-transform watershed on canonical tiles, in 3D or section by section."""
+    """Watershed on canonical tiles, in 3D or section by section."""
 
     kind: ClassVar[str] = "fragments"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     roles: ClassVar[tuple[str, ...]] = ("boundaries", "mask")
 
     boundaries: str = Field("boundaries", description="the boundary map, 0 to 255")
     mask: str | None = Field(None, description="a volume that is 0 where there is no tissue")
-    threshold: int = Field(80, ge=0, le=254, description="boundary values above this are boundaries")
-    seed_smoothing: float = Field(
-        16.0,
-        ge=0,
-        description="width in nm of the smoothing before seeds are sought; larger: fewer fragments",
+    threshold: int = Field(128, ge=0, le=254, description="boundary values above this are boundaries")
+    reach: Length = Field(80.0, le=255, description="nm up to which the distance to a boundary counts")
+    distance_weight: float = Field(0.5, ge=0, le=1, description="share of the distance in the height")
+    smoothing: float = Field(8.0, ge=0, le=1000, description="width in nm of the smoothing of the height")
+    depth: float = Field(
+        0.03, ge=0, le=1, description="basins shallower than this share of the height join; larger: fewer fragments"
     )
-    distance_weight: float = Field(0.2, ge=0, le=1, description="share of the distance in the flooded height")
+    smallest: int = Field(100, ge=0, description="fragments under this many voxels join a neighbour in their tile")
     sections: Literal["auto", "one by one", "together"] = Field(
-        "auto", description="flood each section alone (coarse z) or in 3D"
+        "auto", description="fragments within single sections (coarse z) or in 3D"
     )
-    halo: float = Field(120.0, ge=0, allow_inf_nan=False, description="nm around a tile that its watershed sees")
 
     def steps(self, sources: Mapping[str, Source]) -> list[Step]:
         """Plan one pass over tiles."""
@@ -50,27 +52,67 @@ class Fragments(TiledStage):
         output = self.output("fragments", replace(boundaries, dtype="uint64", kind="labels"))
         grid = output.grid()
         sizes = TableOutput("sizes", grid)
-        flat = boundaries.is_coarse if self.sections == "auto" else self.sections == "one by one"
-        halo = tuple(int(np.ceil(self.halo / v)) for v in boundaries.voxel_size)
-        reach = (0 if flat else halo[0], halo[1], halo[2])
+        halo = self.halo(boundaries.voxel_size, flat=self._flat(boundaries.is_coarse))
 
         def compute(cell: int, box: Box, data: Data) -> None:
-            outer = box.grow(reach).clip(boundaries.box)
+            outer = box.grow(halo).clip(boundaries.box)
             inside = None if not data.has("mask") else data.volume("mask").read(outer) != 0
-            labels = watershed_tile(
-                data.volume("boundaries").read(outer),
-                box.relative_to(outer.start),
-                boundaries.voxel_size,
-                flat=flat,
-                mask=inside,
-                threshold=self.threshold,
-                seed_smoothing=self.seed_smoothing,
-                distance_weight=self.distance_weight,
+            labels = self.fragments_of(
+                data.volume("boundaries").read(outer), box.relative_to(outer.start), boundaries.voxel_size, inside
             )
             data.put("sizes", cell, np.bincount(labels.ravel())[1:].astype(np.uint64))
-            data.write("fragments", box, np.where(labels, labels + first_id(grid, cell), 0).astype(np.uint64))
+            ids = labels.astype(np.uint64)
+            ids += np.where(labels, np.uint64(first_id(grid, cell)), np.uint64(0))
+            data.write("fragments", box, ids)
 
         return [Step("fragments", grid, (Target(output), Target(sizes)), over_cells(grid, compute))]
+
+    def _flat(self, is_coarse: bool) -> bool:
+        return is_coarse if self.sections == "auto" else self.sections == "one by one"
+
+    def halo(self, voxel_size: Nanometres, *, flat: bool) -> Vector:
+        """Return how many voxels (z, y, x) around a tile decide the heights in it; `flat`: within sections."""
+        z, y, x = (ceil(self.reach / v) + ceil(_RADIUS * self.smoothing / v) for v in voxel_size)
+        return 0 if flat else z, y, x
+
+    def fragments_of(
+        self,
+        boundaries: NDArray[np.uint8],
+        inner: Box,
+        voxel_size: Nanometres,
+        mask: NDArray[np.bool_] | None = None,
+    ) -> NDArray[np.uint32]:
+        """Return the fragments within the box `inner` of a boundary map (z, y, x), numbered 1, 2, ...
+
+        What lies around the box decides heights within.  Voxels outside `mask` are 0.
+        """
+        flat = self._flat(replace(_ANY, voxel_size=voxel_size).is_coarse)
+        height = self._height(boundaries, voxel_size, flat)[inner.slices]
+        own = None if mask is None else np.ascontiguousarray(mask[inner.slices])
+        return basins(
+            np.ascontiguousarray(height), own, flat=flat, depth=round(self.depth * _STEPS), smallest=self.smallest
+        )
+
+    def _height(self, boundaries: NDArray[np.uint8], voxel_size: Nanometres, flat: bool) -> NDArray[np.uint16]:
+        """Return the height: whole numbers on a scale that is the same in every tile."""
+        from bioimage_cpp.filters import gaussian_smoothing
+
+        height = boundaries.astype(np.float32)
+        height *= np.float32((1 - self.distance_weight) * _STEPS / 255)
+        if self.distance_weight:
+            distance = np.sqrt(
+                squared_distance(boundaries <= self.threshold, voxel_size, self.reach, flat=flat), dtype=np.float32
+            )
+            distance *= np.float32(self.distance_weight * _STEPS / self.reach)
+            height += np.float32(self.distance_weight * _STEPS)
+            height -= distance
+        if self.smoothing:
+            sigma = tuple(self.smoothing / v for v in voxel_size)
+            if flat:
+                height = np.stack([gaussian_smoothing(section, sigma[1:], window_size=_RADIUS) for section in height])
+            else:
+                height = gaussian_smoothing(height, sigma, window_size=_RADIUS)
+        return np.rint(height).astype(np.uint16)
 
 
 def first_id(grid: Grid, cell: int) -> int:
@@ -78,90 +120,35 @@ def first_id(grid: Grid, cell: int) -> int:
     return cell * prod(grid.cell)
 
 
-def watershed_tile(
-    boundaries: NDArray[np.uint8],
-    inner: Box,
-    voxel_size: Nanometres,
-    *,
-    flat: bool,
-    mask: NDArray[np.bool_] | None = None,
-    threshold: int = 80,
-    seed_smoothing: float = 16.0,
-    distance_weight: float = 0.2,
-) -> NDArray[np.uint64]:
-    """Return the fragments within the box `inner` of a boundary map (z, y, x), numbered 1, 2, ...
+def squared_distance(
+    inside: NDArray[np.bool_], voxel_size: Nanometres, reach: float, *, flat: bool = False
+) -> NDArray[np.uint16]:
+    """Return the squared distance in nm^2 of each voxel (z, y, x) to the nearest outside, at most `reach` squared.
 
-    What lies around the box is context.  A fragment that the box cuts apart becomes several, so that each
-    is connected.  Voxels outside `mask` are 0.
+    Rounded to whole nm^2 along each axis; `flat`: within sections.  One axis after the other, each voxel the least
+    of its neighbours' values and the square of the way there (Saito & Toriwaki, Pattern Recognition 27:1551, 1994).
     """
-    from bioimage_cpp.segmentation import label
-
-    def flood(part: slice | int, pixel: tuple[float, ...]) -> NDArray[np.uint32]:
-        return _flood(
-            boundaries[part],
-            pixel,
-            None if mask is None else mask[part],
-            threshold=threshold,
-            seed_smoothing=seed_smoothing,
-            distance_weight=distance_weight,
-        )
-
-    if not flat:
-        flooded = flood(slice(None), voxel_size)[inner.slices]
-        labels: NDArray[np.uint64] = label(np.ascontiguousarray(flooded), connectivity=1)
-        return labels
-    sections, count = [], 0
-    for z in range(inner.start[0], inner.stop[0]):
-        section = label(np.ascontiguousarray(flood(z, voxel_size[1:])[inner.slices[1:]]), connectivity=1)
-        sections.append(np.where(section, section + np.uint64(count), 0))
-        count += int(section.max())
-    return np.stack(sections)
+    far = np.uint16(reach * reach)
+    found = np.where(inside, far, np.uint16(0))
+    for axis in range(1 if flat else 0, 3):
+        least, count = found.copy(), found.shape[axis]
+        for k in range(1, min(ceil(reach / voxel_size[axis]), count)):
+            lower = tuple(slice(0, count - k) if a == axis else slice(None) for a in range(3))
+            upper = tuple(slice(k, None) if a == axis else slice(None) for a in range(3))
+            # a sum of two might not fit into 16 bits, so what would be far is made just that
+            way = np.uint16(min(int(far), round((k * voxel_size[axis]) ** 2)))
+            reached = np.minimum(found, far - way)
+            reached += way
+            np.minimum(least[lower], reached[upper], out=least[lower])
+            np.minimum(least[upper], reached[lower], out=least[upper])
+        found = least
+    return found
 
 
-def _flood(
-    boundaries: NDArray[np.uint8],
-    voxel_size: tuple[float, ...],
-    mask: NDArray[np.bool_] | None,
-    *,
-    threshold: int,
-    seed_smoothing: float,
-    distance_weight: float,
-) -> NDArray[np.uint32]:
-    from bioimage_cpp.distance import distance_transform
-    from bioimage_cpp.filters import gaussian_smoothing
-    from bioimage_cpp.segmentation import label, watershed
-    from scipy.ndimage import maximum_filter
+_ANY = VolumeSpec((1, 1, 1), "uint8", (1.0, 1.0, 1.0))
 
-    inside = boundaries <= threshold
-    if mask is not None:
-        inside &= mask
-    if inside.all():
-        distance = np.full(boundaries.shape, _FARTHEST, np.float32)
-    else:
-        distance = np.minimum(distance_transform(inside, sampling=voxel_size), np.float32(_FARTHEST))
-    if seed_smoothing:
-        sigma = tuple(max(seed_smoothing / v, 0.5) for v in voxel_size)
-        distance = gaussian_smoothing(distance, sigma)
-    # heights are integers on a scale that is the same in every tile: what one tile holds decides nothing
-    depth = np.rint(distance * np.float32(_LEVELS / _FARTHEST)).astype(np.uint16)
-    if mask is not None:
-        depth[~mask] = 0
-    peaks = (maximum_filter(depth, size=3) == depth) & (depth > 0)
-    # half the memory traffic; a tile has fewer voxels than 2^32
-    seeds = label(peaks, connectivity=boundaries.ndim).astype(np.uint32)
-    height = boundaries.astype(np.float32) * np.float32((1 - distance_weight) * _LEVELS / 255)
-    height += (np.float32(_LEVELS) - depth) * np.float32(distance_weight)
-    flooded: NDArray[np.uint32] = watershed(np.rint(height), seeds, mask=mask)
-    dry = flooded == 0 if mask is None else mask & (flooded == 0)
-    if dry.any():
-        # tissue that no seed reaches: a blank tile, or a part of the mask too thin for a peak of its own
-        alone = label(dry, connectivity=1)
-        flooded = np.where(dry, alone + flooded.max(), flooded).astype(np.uint32)
-    return flooded
+_STEPS = LEVELS - 2
+"""Steps of the height."""
 
-
-_FARTHEST = 2000.0
-"""Distance in nm beyond which a boundary is simply far."""
-
-_LEVELS = 65_000
-"""Steps of the height; below the 65,536 that the watershed can tell apart."""
+_RADIUS = 3.0
+"""Deviations after which smoothing ends."""

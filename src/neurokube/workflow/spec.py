@@ -172,7 +172,7 @@ def _describe(mistakes: list[Any], document: Mapping[str, Any]) -> str:
         message = f"needs {1 + max(m['loc'][-1] for m in mistakes if m['loc'][:-1] == location)} values"
     else:
         message = _plain(first)
-    field = ".".join(str(part) for part in location if part != "[key]")
+    field = ".".join(" ".join(str(part).splitlines()) for part in location if part != "[key]")
     return f"{field}: {message}" + (f" (and {len(mistakes) - 1} more)" if mistakes[1:] else "")
 
 
