@@ -10,7 +10,7 @@ from neurokube.blocks import Box, Grid
 from neurokube.errors import ConfigurationError
 from neurokube.stages import Source, TableOutput, VolumeOutput
 from neurokube.stages.fragments import first_id
-from neurokube.stages.graph import STATISTICS, Graph, dense_numbers, edge_statistics, fragment_ids, numbered
+from neurokube.stages.graph import STATISTICS, Graph, edge_statistics, numbered
 from neurokube.volumes import VolumeSpec
 
 PROPERTY = settings(max_examples=60, deadline=None)
@@ -122,17 +122,6 @@ def test_one_fragment_alone_has_no_edge():
     assert stats.shape == (0, len(STATISTICS))
 
 
-@PROPERTY
-@given(st.data())
-def test_dense_numbers_count_all_fragments_in_the_order_of_their_ids(data):
-    grid = Grid((4, 6, 5), (2, 3, 3))
-    counts = [data.draw(st.integers(0, grid.box(tile).size)) for tile in range(len(grid))]
-    ids = np.concatenate([fragment_ids(grid, tile, count) for tile, count in enumerate(counts)])
-    offsets = np.zeros((len(grid) + 1, 2), np.uint64)
-    offsets[1:, 0] = np.cumsum(counts)
-    np.testing.assert_array_equal(dense_numbers(ids, grid, offsets), np.arange(sum(counts)))
-
-
 def source(name, kind="volume", shape=(24, 64, 64), dtype=None):
     dtype = dtype or ("uint64" if kind == "fragments" else "uint8")
     holds = "image" if dtype == "uint8" else "labels"
@@ -142,7 +131,7 @@ def source(name, kind="volume", shape=(24, 64, 64), dtype=None):
 
 def test_the_tables_follow_the_tiles_of_the_fragments():
     outputs = Graph().outputs({"fragments": source("fragments", "fragments"), "boundaries": source("boundaries")})
-    assert list(outputs) == ["edges", "stats", "counts", "offsets"]
+    assert list(outputs) == ["edges", "stats", "counts", "totals"]
     assert outputs["edges"] == TableOutput("edges", Grid((24, 64, 64), (8, 32, 32)))
 
 

@@ -11,14 +11,11 @@ reason quantiles are exact: a tile sees all values of an edge at once.
       stats-NAME  (m, 12)  int64   of a further channel, or a filter of the image
       counts      (4,)     uint64  number of nodes and of edges, lowest and highest value of the boundary map
     and over all tiles
-      offsets (tiles + 1, 2)  uint64  dense number of the tile's first node and first edge
-
-The dense number of a fragment is `offsets[tile, 0] + n - 1`: a prefix sum, nothing to look up.
+      totals      (2,)     uint64  number of nodes and of edges
 """
 
 from collections.abc import Mapping, Sequence
-from math import prod
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +75,7 @@ class Graph(Stage):
         return super().references() | {f"channels.{name}": reference for name, reference in self.channels.items()}
 
     def steps(self, sources: Mapping[str, Source]) -> list[Step]:
-        """Plan a pass over tiles and the prefix sum."""
+        """Plan a pass over tiles and the totals."""
         if sources["fragments"].kind != "fragments":
             raise ConfigurationError(f"fragments: '{sources['fragments'].name}' is not a fragments stage; name one")
         spec = sources["fragments"].spec
@@ -87,7 +84,7 @@ class Graph(Stage):
         grid = sources["fragments"].volume.grid()
         names = ("edges", *self.tables, "counts")
         tables = {name: TableOutput(name, grid) for name in names}
-        offsets = TableOutput("offsets", SINGLE)
+        totals = TableOutput("totals", SINGLE)
 
         def compute(cell: int, box: Box, data: Data) -> None:
             # one voxel more on the upper faces: a pair belongs to the tile of its lower voxel
@@ -111,11 +108,11 @@ class Graph(Stage):
                     f"boundaries: '{sources['boundaries'].name}' is {counts[0, 2]} everywhere, so there is nothing to "
                     "part cells by; look at it in the viewer, and check the model and the image that it was made of"
                 )
-            data.put("offsets", 0, np.cumsum(np.pad(counts[:, :2], ((1, 0), (0, 0))), axis=0, dtype=np.uint64))
+            data.put("totals", 0, counts[:, :2].sum(0))
 
         return [
             Step("edges", grid, tuple(Target(t) for t in tables.values()), over_cells(grid, compute)),
-            Step("offsets", SINGLE, (Target(offsets),), sum_up),
+            Step("totals", SINGLE, (Target(totals),), sum_up),
         ]
 
     @property
@@ -242,35 +239,6 @@ def _summary(key: Numbers, first: NDArray[np.intp]) -> NDArray[np.int64]:
 
     columns = [pairs, total(value), total(value * value), *(value[rank] for rank in ranks)]
     return np.stack([*columns, total(across), total(value * across)], axis=1).astype(np.int64)
-
-
-class WholeGraph(NamedTuple):
-    """The graph in memory, with dense node numbers.
-
-    `edges` is (m, 2) uint64, `stats` (m, 12) int64, `sizes` (n,) uint64.
-    """
-
-    edges: Numbers
-    stats: NDArray[np.int64]
-    sizes: Numbers
-
-
-def load_graph(grid: Grid, data: Data) -> WholeGraph:
-    """Read the graph whole; `data` has the role `graph` and the fragments' sizes as `fragments.sizes`."""
-    offsets = data.table("graph.offsets", 0)
-    edges, stats, sizes = [], [], []
-    for cell in range(len(grid)):
-        edges.append(dense_numbers(data.table("graph.edges", cell), grid, offsets))
-        stats.append(data.table("graph.stats", cell))
-        sizes.append(data.table("fragments.sizes", cell))
-    return WholeGraph(np.concatenate(edges), np.concatenate(stats), np.concatenate(sizes))
-
-
-def dense_numbers(ids: Numbers, grid: Grid, offsets: Numbers) -> Numbers:
-    """Return the dense number, from 0, of fragment ids (none of them 0)."""
-    tile, number = np.divmod(ids - np.uint64(1), np.uint64(prod(grid.cell)))
-    numbers: Numbers = offsets[tile, 0] + number
-    return numbers
 
 
 def fragment_ids(grid: Grid, cell: int, count: int) -> Numbers:

@@ -27,6 +27,9 @@ def _in_order(names: tuple[Array, ...]) -> tuple[Array, ...]:
     return tuple(name for name in ARRAYS if name in names)
 
 
+_IMAGES = ("image", "boundaries")
+
+
 class Synthesis(TiledStage):
     """Synthetic neuropil: outputs `image`, `labels` (cells), `membranes`, `mitochondria`, `vesicles`, and others."""
 
@@ -56,5 +59,5 @@ class Synthesis(TiledStage):
 
     def _output(self, name: Array) -> VolumeOutput:
         dtype = dtype_of(name)
-        spec = VolumeSpec(self.shape, dtype, self.voxel_size, kind="image" if name == "image" else "labels")
-        return self.output(name, spec, pyramid=name == "image" or dtype == "uint64")
+        spec = VolumeSpec(self.shape, dtype, self.voxel_size, kind="image" if name in _IMAGES else "labels")
+        return self.output(name, spec, pyramid=name in _IMAGES or dtype == "uint64")

@@ -14,6 +14,7 @@ from ..errors import ConfigurationError
 from . import organelles
 from .microscope import Microscope
 from .neurites import Balls
+from .prediction import Prediction
 from .sections import Ruffle, Sections, VoxelSize, section_shift
 from .settings import Neuropil
 from .synapses import Synapses, reach, synapses
@@ -35,6 +36,7 @@ Array = Literal[
     "vesicle_cloud_labels",
     "synapse_labels",
     "nucleus_labels",
+    "boundaries",
 ]
 """What there is to know of a voxel."""
 
@@ -69,6 +71,7 @@ def synthesize(
         synapses              uint8    1 in dense membranes and presynaptic body; synapse_labels, uint64
         nuclei                uint8    1 in nuclei; nucleus_labels, uint64, the id of the cell
         cytosol               uint8    1 in no membrane and none of these
+        boundaries            uint8    0 to 255, a boundary map as a network would predict it
 
     `only` names those to return, and only what they need is computed.  `voxel_size` is (z, y, x) in nm; the
     middle of voxel (0, 0, 0) lies half a voxel from the tissue's origin.  Each voxel is a function of the
@@ -116,6 +119,7 @@ def _power_of_two(limit: float) -> int:
 def _tile(config: Neuropil, voxel_size: VoxelSize, box: Box, wanted: tuple[Array, ...]) -> dict[str, NDArray[Any]]:
     sections = Sections(config, voxel_size, box, wanted)
     microscope = Microscope(sections) if "image" in wanted else None
+    prediction = Prediction(sections) if "boundaries" in wanted else None
     thickness = voxel_size[0]
     count = config.seen_by.planes if microscope and thickness >= 25 else 1
     arrays: dict[str, NDArray[Any]] = {name: np.empty(box.shape, dtype_of(name)) for name in wanted}
@@ -123,6 +127,8 @@ def _tile(config: Neuropil, voxel_size: VoxelSize, box: Box, wanted: tuple[Array
         planes = [sections.plane(z, (z + (n + 0.5) / count) * thickness, middle=n == count // 2) for n in range(count)]
         for name, values in sections.truth(planes[count // 2]).items():
             arrays[name][row] = values
+        if prediction:
+            arrays["boundaries"][row] = prediction.picture(z, planes[count // 2])
         if microscope:
             arrays["image"][row] = microscope.picture(z, planes)
     return arrays

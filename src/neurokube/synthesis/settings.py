@@ -64,6 +64,8 @@ class Neuropil(BaseModel):
     shift: float | None = Field(
         None, ge=0, le=1, description="deviation of a section's place in xy, in section thicknesses; likewise"
     )
+    boundary_gaps: float = Field(0.1, ge=0, le=0.9, description="share of membranes that a boundary map misses")
+    boundary_noise: float = Field(0.1, ge=0, le=1, description="deviation of a boundary map from what is right")
     defects: float = Field(0, ge=0, le=0.5, description="share of sections folded, dirty, dark or missing")
 
     @model_validator(mode="after")
