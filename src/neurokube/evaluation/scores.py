@@ -39,6 +39,7 @@ def _agreement_rows(scores: Agreement) -> list[Row]:
         ("VOI merge (bits)", f"{scores.voi_merge:.3f}"),
         ("VOI (bits)", f"{scores.voi:.3f}"),
         ("adapted Rand error", f"{scores.adapted_rand_error:.3f}"),
+        ("CREMI score", f"{scores.cremi:.3f}"),
     ]
 
 
