@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from .instances import Agreement, InstanceScores
 from .masks import MaskScores
+from .mistakes import Mistake
+from .run_length import RunLengths
 
 Row = tuple[str, str]
 
@@ -33,6 +35,22 @@ def score_rows(scores: InstanceScores | MaskScores) -> list[Row]:
     return rows
 
 
+def run_length_rows(lengths: RunLengths) -> list[Row]:
+    """Return name and value of each score of skeletons."""
+    rows = [
+        ("ERL, expected run length (um)", f"{lengths.erl / 1e3:.3f}"),
+        ("ERL of a perfect segmentation (um)", f"{lengths.max_erl / 1e3:.3f}"),
+        ("NERL, their quotient", f"{lengths.nerl:.3f}"),
+        ("edges split, merged, omitted", f"{lengths.split:,}, {lengths.merged:,}, {lengths.omitted:,}"),
+        ("edges", f"{lengths.edges:,}"),
+        ("segments that merge skeletons", f"{lengths.mergers:,}"),
+        ("skeletons, their length (um)", f"{lengths.skeletons:,}, {lengths.length / 1e3:,.1f}"),
+    ]
+    if lengths.left_out:
+        rows.append(("nodes left out, outside", f"{lengths.left_out:,}"))
+    return rows
+
+
 def _agreement_rows(scores: Agreement) -> list[Row]:
     return [
         ("VOI split (bits)", f"{scores.voi_split:.3f}"),
@@ -54,6 +72,49 @@ def print_scores(scores: InstanceScores | MaskScores) -> None:
     print_rows(score_rows(scores))
     if isinstance(scores, InstanceScores) and scores.floor is not None:
         print(FLOOR)
+
+
+def mistake_rows(mistakes: Sequence[Mistake], links: Sequence[str] = ()) -> list[tuple[str, ...]]:
+    """Return the rows of a table of mistakes; the first holds the names of the columns."""
+    columns = ("", "segment", "bits", "voxels", "parts: label (voxels)", "look at z, y, x", "nm")
+    rows = [columns + (("link",) if links else ())]
+    for number, mistake in enumerate(mistakes):
+        parts = [f"{part.label} ({part.voxels:,})" for part in mistake.parts[:3]]
+        if mistake.part_count > len(parts):
+            parts.append(f"{mistake.part_count - len(parts):,} more")
+        row = (
+            mistake.kind,
+            str(mistake.label),
+            f"{mistake.bits:.4f}",
+            f"{mistake.voxels:,}",
+            ", ".join(parts),
+            ", ".join(map(str, mistake.voxel)),
+            ", ".join(f"{v:.0f}" for v in mistake.position),
+        )
+        rows.append(row + ((links[number],) if links else ()))
+    return rows
+
+
+MISTAKES = (
+    "A split is a truth body in several predicted segments, a merge a predicted segment in several truth bodies; "
+    "bits are its share of VOI, not counting what the prediction leaves 0. The place is where its two largest "
+    "parts touch or come closest, or, where they nowhere come close, in the second."
+)
+
+
+def print_mistakes(mistakes: Sequence[Mistake], links: Sequence[str] = ()) -> None:
+    """Print mistakes as a table, each with its link where there are some."""
+    from rich.console import Console
+    from rich.table import Table
+
+    head, *rows = mistake_rows(mistakes, links)
+    table = Table(*head)
+    for row in rows:
+        # a link that is broken into lines cannot be clicked
+        table.add_row(*row)
+    table.columns[-1].no_wrap = bool(links)
+    Console().print(table)
+    print(MISTAKES)
 
 
 def print_rows(rows: Sequence[Row]) -> None:
