@@ -12,12 +12,12 @@ from ..blocks import Vector
 from ..volumes.volume import Nanometres
 from .contingency import Contingency, Labels
 from .pairs import PairedBlocks
-from .places import Sought, find_places
+from .places import PARTS, Meeting, find_places
 
 MOST = 1000
 """Splits, and merges, that can be listed."""
 
-_MOST_PARTS = 10
+_MOST_PARTS = PARTS
 """Parts that are named: a segment that has swallowed a whole volume has thousands."""
 
 
@@ -34,8 +34,9 @@ class Mistake:
 
     `label` is the body of a split or the segment of a merge, with its labelled `voxels`; `parts` are the
     largest of its `part_count` parts, segments or bodies, the largest first.  `bits` is its share in the
-    variation of information.  `voxel` (z, y, x) and `position` (z, y, x), nm, are where the two largest parts
-    `touch`, or come close, or else in the middle of the second.
+    variation of information.  `voxel` (z, y, x) and `position` (z, y, x), nm, are where `between` two parts, the
+    largest and the largest that it meets, one should look: they `touch` there, are `near` each other, or, if the
+    largest meets none of the next seven, are `apart`, and it is in the middle of the second.
     """
 
     kind: Literal["split", "merge"]
@@ -46,7 +47,8 @@ class Mistake:
     part_count: int
     voxel: Vector
     position: Nanometres
-    touch: bool
+    between: tuple[int, int]
+    meeting: Meeting
 
     @property
     def segments(self) -> tuple[int, ...]:
@@ -122,8 +124,8 @@ def _worst(owner: Labels, part: Labels, count: NDArray[np.int64], voxels: int) -
 
 def _placed(pairs: PairedBlocks, splits: list[_Found], merges: list[_Found], start: Vector) -> tuple[Mistake, ...]:
     sought = [
-        [Sought(*((part.label, found.label) for part in found.parts[:2])) for found in splits],
-        [Sought(*((found.label, part.label) for part in found.parts[:2])) for found in merges],
+        [[(part.label, found.label) for part in found.parts] for found in splits],
+        [[(found.label, part.label) for part in found.parts] for found in merges],
     ]
     spec = pairs.prediction.spec
     mistakes = []
@@ -142,7 +144,8 @@ def _placed(pairs: PairedBlocks, splits: list[_Found], merges: list[_Found], sta
                     part_count=len(found.parts),
                     voxel=(vz, vy, vx),
                     position=(z, y, x),
-                    touch=place.touch,
+                    between=(found.parts[0].label, found.parts[place.part].label),
+                    meeting=place.meeting,
                 )
             )
     return tuple(mistakes)

@@ -17,7 +17,7 @@ from .mistakes import Mistake
 from .overlays import RGB, blend, boundaries_of
 from .pairs import as_labels
 from .report import Picture, Table, write_report
-from .scores import MISTAKES, Row, mistake_rows
+from .scores import MISTAKE_COLUMNS, MISTAKES, Row, meeting, mistake_rows
 
 SIDE = 2500.0
 """Nanometres that a picture shows."""
@@ -84,9 +84,8 @@ class MistakesReport:
             )
             for number, mistake in enumerate(mistakes)
         ]
-        head, *rows = mistake_rows(mistakes)
         tables = [Table(title, ("", ""), found) for title, found in scores]
-        tables.append(Table("The worst splits and merges", head, rows, MISTAKES))
+        tables.append(Table("The worst splits and merges", MISTAKE_COLUMNS, mistake_rows(mistakes), MISTAKES))
         write_report(
             self.path,
             title="Where a segmentation is wrong",
@@ -115,23 +114,20 @@ class MistakesReport:
             )
             drawn = draw(mistake, predicted, true, gray)
             row, column = (c - s for k, (c, s) in enumerate(zip((z, y, x), seen.start, strict=True)) if k != axis)
-            _mark(drawn, row, column)
+            _mark(drawn, row, column, aspect)
             pictures.append(Picture(caption, drawn, aspect, link))
         return pictures
 
 
 def _said(mistake: Mistake) -> str:
-    first, second = mistake.parts[:2]
+    one, other = mistake.between
     what = (
         f"Truth body {mistake.label} (white outline) is in {mistake.part_count} predicted segments"
         if mistake.kind == "split"
         else f"Predicted segment {mistake.label} (white outline) is in {mistake.part_count} truth bodies"
     )
-    others = " Purple: the others." if mistake.part_count > 2 else ""
-    return (
-        f"{what}: orange {first.label} ({first.voxels:,} voxels), blue {second.label} ({second.voxels:,} voxels)."
-        f"{others} It takes {mistake.bits:.4f} bits."
-    )
+    others = " Purple: others." if mistake.part_count > 2 else ""
+    return f"{what}. Orange: {one}. Blue: {other}.{others} At the mark, {meeting(mistake)}."
 
 
 def draw(mistake: Mistake, prediction: Labels, truth: Labels, gray: NDArray[np.uint8]) -> RGB:
@@ -140,8 +136,8 @@ def draw(mistake: Mistake, prediction: Labels, truth: Labels, gray: NDArray[np.u
     of_it = segment == mistake.label
     colours = np.zeros((*gray.shape, 3), np.uint8)
     colours[of_it & (parts != 0)] = _OTHER
-    for part, colour in zip(mistake.parts, (_FIRST, _SECOND), strict=False):
-        colours[of_it & (parts == part.label)] = colour
+    for label, colour in zip(mistake.between, (_FIRST, _SECOND), strict=True):
+        colours[of_it & (parts == label)] = colour
     drawn = blend(gray, colours, 0.45)
     # the borders of all other segments, faint, say what they are merged or split beside
     faint = boundaries_of(truth)
@@ -150,10 +146,11 @@ def draw(mistake: Mistake, prediction: Labels, truth: Labels, gray: NDArray[np.u
     return drawn
 
 
-def _mark(picture: RGB, row: int, column: int) -> None:
-    """Mark a pixel by four ticks around it, which leave it free."""
+def _mark(picture: RGB, row: int, column: int, aspect: float) -> None:
+    """Mark a pixel by four ticks around it, which leave it free; rows are `aspect` times as high as wide."""
     for step in (*range(-12, -5), *range(6, 13)):
-        for r, c in ((row + step, column), (row, column + step)):
+        down = round(step / aspect) or (1 if step > 0 else -1)
+        for r, c in ((row + down, column), (row, column + step)):
             if 0 <= r < picture.shape[0] and 0 <= c < picture.shape[1]:
                 picture[r, c] = _MARK
 

@@ -1,9 +1,9 @@
-"""Where two parts of a segment meet, found block by block."""
+"""Where the parts of a segment meet, found block by block."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,14 @@ from ..volumes.volume import Nanometres
 from .contingency import Contingency, Labels
 from .pairs import PairedBlocks, as_labels
 
-Codes = NDArray[np.uint32]
-"""0, or, of what is sought k-th, 2k + 2 in its first part and 2k + 3 in its second; shape (z, y, x)."""
-
 Pair = tuple[int, int]
-"""A predicted segment and a truth body."""
+"""A predicted segment and a truth body, and so the voxels that are of both."""
+
+PARTS = 8
+"""Parts that are looked at, a power of two."""
+
+Codes = NDArray[np.uint32]
+"""(k + 1) * 8 + n for the n-th part of what is sought k-th, or 0; shape (z, y, x)."""
 
 _GAP = 120.0
 """Parts count as close up to this many nanometres: where membranes are labelled 0, they come between."""
@@ -26,33 +29,33 @@ _GAP_VOXELS = 16
 """And up to this many voxels, which blocks have to read beyond their end."""
 
 
-class Sought(NamedTuple):
-    """Two parts, each the voxels that the prediction and the truth label so."""
-
-    first: Pair
-    second: Pair
+Meeting = Literal["touch", "near", "apart"]
 
 
 class Place(NamedTuple):
-    """A voxel (z, y, x), and whether two parts touch there."""
+    """A voxel (z, y, x), which part the first one meets there, and how."""
 
     voxel: Vector
-    touch: bool
+    part: int
+    meeting: Meeting
 
 
-def find_places(pairs: PairedBlocks, sought: Sequence[Sequence[Sought]]) -> list[list[Place]]:
-    """Return a place for each two parts of each group; within a group no pair of labels is in two of them.
+def find_places(pairs: PairedBlocks, sought: Sequence[Sequence[Sequence[Pair]]]) -> list[list[Place]]:
+    """Return a place for each that is sought of each group: where its first part meets another.
 
-    It is a voxel where the two touch across a face.  Where they nowhere do, it is halfway between voxels that
-    lie closest to each other along an axis, with at most 120 nm and 16 voxels from one to the other; and where
-    there are none either, a voxel of the second part.  Of all such voxels it is the nearest to their middle.
-    All parts must occur.  Takes a pass over all blocks and one over those where candidates are, and holds a
-    block and the numbers of blocks.
+    What is sought is given by its two or more parts, of which the first eight are looked at.  The place is where
+    the first touches another across a face, the earliest of those that it touches.  Where it touches none, it is
+    halfway between voxels that lie closest to each other along an axis, with at most 120 nm and 16 voxels from one
+    to the other; and where there are none either, a voxel of the second part.  Of all such voxels it is the nearest
+    to their middle.
+
+    All parts must occur, and within a group none twice.  Takes a pass over all blocks and one over those where
+    candidates are, and holds a block and the numbers of blocks.  The places do not depend on the blocks.
     """
-    steps = _steps(pairs.truth.spec.voxel_size)
-    groups = [_Group(wanted, steps, pairs.truth.spec.voxel_size) for wanted in sought]
     if not any(sought):
         return [[] for _ in sought]
+    steps = _steps(pairs.truth.spec.voxel_size)
+    groups = [_Group(wanted, steps, pairs.truth.spec.voxel_size) for wanted in sought]
     z, y, x = (max(by for step in steps for along, by in step if along == axis) for axis in range(3))
     for narrowing in (False, True):
         cells = sorted(set().union(*(g.cells for g in groups))) if narrowing else range(len(pairs.grid))
@@ -86,38 +89,50 @@ class _Candidates:
 
 
 class _Group:
-    """Parts that share no pair of labels, so that one array of codes holds them all.
+    """What shares no parts, so that one array of codes holds it all.
 
-    A candidate has a rank: the number of the step between the two parts, or, as the last, their number, for a
-    voxel of the second part.
+    Candidates are those of a part other than the first, by its code.  Their rank is the number of the step from
+    the first part to it, or, as the last, the number of steps, for a voxel of the part itself.
     """
 
-    def __init__(self, sought: Sequence[Sought], steps: Sequence[Sequence[tuple[int, int]]], size: Nanometres) -> None:
-        self._steps, self._size = steps, np.array(size)
-        self._best = [_Candidates(len(steps)) for _ in sought]
-        wanted = np.array([pair for both in sought for pair in both], np.uint64).reshape(-1, 2)
+    def __init__(
+        self, sought: Sequence[Sequence[Pair]], steps: Sequence[Sequence[tuple[int, int]]], size: Nanometres
+    ) -> None:
+        self._steps, self._size, self._count = steps, np.array(size), len(sought)
+        coded = [((k + 1) * PARTS + n, pair) for k, parts in enumerate(sought) for n, pair in enumerate(parts[:PARTS])]
+        self._best = {code: _Candidates(len(steps)) for code, _ in coded if code % PARTS}
+        wanted = np.array([pair for _, pair in coded], np.uint64).reshape(-1, 2)
         self._segments, column = np.unique(wanted[:, 0], return_inverse=True)
         self._bodies, row = np.unique(wanted[:, 1], return_inverse=True)
         # a row and a column more, of zeros, for labels that are not sought
         self._codes = np.zeros((self._segments.size + 1, self._bodies.size + 1), np.uint32)
-        self._codes[column, row] = np.arange(len(wanted)) + 2
+        self._codes[column, row] = [code for code, _ in coded]
 
     @property
     def cells(self) -> set[int]:
         """The cells in which candidates are."""
-        return set().union(*(best.cells for best in self._best))
-
-    def present(self, table: Contingency) -> set[int]:
-        """Return the codes of the parts that are in a block, of whose labels the table is."""
-        return set(self._coded(table.prediction, table.truth).tolist()) - {0}
+        return set().union(*(self._best[code].cells for code in self._chosen()))
 
     def places(self) -> list[Place]:
         """Return the places found."""
         found = []
-        for best in self._best:
-            z, y, x = best.nearest[1]
-            found.append(Place((z, y, x), best.rank == 0))
+        for code in self._chosen():
+            z, y, x = self._best[code].nearest[1]
+            found.append(Place((z, y, x), code % PARTS, _MEETINGS[self._meeting(code)]))
         return found
+
+    def _meeting(self, code: int) -> int:
+        rank = self._best[code].rank
+        return 0 if rank == 0 else 1 if rank < len(self._steps) else 2
+
+    def _chosen(self) -> list[int]:
+        """Return which part of each that is sought the first one meets."""
+        of = [range((k + 1) * PARTS, (k + 2) * PARTS) for k in range(self._count)]
+        return [min((c for c in codes if c in self._best), key=lambda c: (self._meeting(c), c)) for codes in of]
+
+    def present(self, table: Contingency) -> set[int]:
+        """Return the codes of the parts that are in a block, of whose labels the table is."""
+        return set(self._coded(table.prediction, table.truth).tolist()) - {0}
 
     def look(
         self, cell: int, own: Box, prediction: Labels, truth: Labels, present: set[int], *, narrowing: bool
@@ -125,65 +140,73 @@ class _Group:
         """Look for candidates whose lower voxel is in the box `own`; `narrowing`, for the nearest to their middle."""
         codes = self._coded(prediction, truth)
         inside = Box.of(own.shape)
+        chosen = set(self._chosen()) if narrowing else set()
         for rank in range(len(self._steps) + 1):
-            wanted = self._wanted(cell, rank, present, narrowing)
+            wanted = self._wanted(rank, present)
+            if narrowing:
+                wanted = {c for c in wanted & chosen if self._best[c].rank == rank and cell in self._best[c].cells}
             if not wanted:
                 continue
             for who, voxels in self._candidates(codes, inside, rank):
-                for k in wanted.intersection(who.tolist()):
-                    found = voxels[who == k] + np.array(own.start)
-                    self._narrow(k, found) if narrowing else self._add(k, rank, cell, found)
+                for code in wanted.intersection(who.tolist()):
+                    found = voxels[who == code] + np.array(own.start)
+                    self._narrow(code, found) if narrowing else self._add(code, rank, cell, found)
 
     def _coded(self, prediction: Labels, truth: Labels) -> Codes:
         columns = _position(self._segments, prediction)
         rows = _position(self._bodies, truth)
         return self._codes[columns, rows]
 
-    def _wanted(self, cell: int, rank: int, present: set[int], narrowing: bool) -> set[int]:
-        """Return which of those in a block can have candidates of a rank that are still of use."""
-        seen = {code // 2 - 1 for code in present if code % 2}
+    def _wanted(self, rank: int, present: set[int]) -> set[int]:
+        """Return which parts in a block can have candidates of a rank that are of use."""
+        others = {code for code in present if code % PARTS}
         if rank < len(self._steps):
-            seen = {k for k in seen if 2 * k + 2 in present}
-        if narrowing:
-            return {k for k in seen if self._best[k].rank == rank and cell in self._best[k].cells}
-        return {k for k in seen if self._best[k].rank >= rank}
+            others = {code for code in others if code - code % PARTS in present}
+        # a part that comes after one that touches is not chosen
+        return {
+            code
+            for code in others
+            if self._best[code].rank >= rank and all(self._best[c].rank for c in range(code - code % PARTS + 1, code))
+        }
 
-    def _candidates(self, codes: Codes, inside: Box, rank: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-        """Yield candidates: whose they are, (n,), and their voxels within the block, (n, 3)."""
+    def _candidates(self, codes: Codes, inside: Box, rank: int) -> Iterator[tuple[Codes, NDArray[np.intp]]]:
+        """Yield candidates: of which parts they are, (n,), and their voxels within the block, (n, 3)."""
         if rank == len(self._steps):
             own = codes[inside.slices]
-            yield _listed(own, own % 2 == 1, (0, 0, 0))
+            where = own % PARTS != 0
+            yield own[where], np.argwhere(where)
             return
         for axis, by in self._steps[rank]:
             z, y, x = (by * (k == axis) for k in range(3))
             lower = inside.clip(Box.of(codes.shape).shift((-z, -y, -x)))
             here, there = codes[lower.slices], codes[lower.shift((z, y, x)).slices]
-            yield _listed(here, ((here ^ there) == 1) & (here > 1), (z // 2, y // 2, x // 2))
+            both, low = np.maximum(here, there), np.minimum(here, there)
+            # the first part of what is sought, which has the lowest code, and another of the same
+            where = (low > 0) & (low < both) & (low == both // PARTS * PARTS)
+            yield both[where], np.argwhere(where) + np.array((z // 2, y // 2, x // 2))
 
-    def _add(self, k: int, rank: int, cell: int, voxels: NDArray[np.intp]) -> None:
-        best = self._best[k]
+    def _add(self, code: int, rank: int, cell: int, voxels: NDArray[np.intp]) -> None:
+        best = self._best[code]
         if rank > best.rank:
             return
         if rank < best.rank:
-            best = self._best[k] = _Candidates(rank)
+            best = self._best[code] = _Candidates(rank)
         best.count += len(voxels)
         best.total += voxels.sum(axis=0)
         best.cells.add(cell)
 
-    def _narrow(self, k: int, voxels: NDArray[np.intp]) -> None:
-        best = self._best[k]
+    def _narrow(self, code: int, voxels: NDArray[np.intp]) -> None:
+        best = self._best[code]
         distance = (((voxels - best.total / best.count) * self._size) ** 2).sum(axis=1)
         z, y, x = voxels.T
         first = np.lexsort((x, y, z, distance))[0]
         best.nearest = min(best.nearest, (float(distance[first]), voxels[first].tolist()))
 
 
+_MEETINGS: tuple[Meeting, ...] = ("touch", "near", "apart")
+
+
 def _position(names: Labels, labels: Labels) -> NDArray[np.intp]:
     """Return the position of each label among sorted names, or their number where it is none of them."""
     at = np.searchsorted(names, labels)
     return np.where(names[np.minimum(at, names.size - 1)] == labels, at, names.size) if names.size else at
-
-
-def _listed(codes: Codes, where: NDArray[np.bool_], by: Vector) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    voxels = np.argwhere(where)
-    return codes[where].astype(np.intp) // 2 - 1, voxels + np.array(by)

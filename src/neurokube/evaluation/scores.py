@@ -74,46 +74,55 @@ def print_scores(scores: InstanceScores | MaskScores) -> None:
         print(FLOOR)
 
 
-def mistake_rows(mistakes: Sequence[Mistake], links: Sequence[str] = ()) -> list[tuple[str, ...]]:
-    """Return the rows of a table of mistakes; the first holds the names of the columns."""
-    columns = ("", "segment", "bits", "voxels", "parts: label (voxels)", "look at z, y, x", "nm")
-    rows = [columns + (("link",) if links else ())]
-    for number, mistake in enumerate(mistakes):
-        parts = [f"{part.label} ({part.voxels:,})" for part in mistake.parts[:3]]
-        if mistake.part_count > len(parts):
-            parts.append(f"{mistake.part_count - len(parts):,} more")
-        row = (
+MISTAKE_COLUMNS = ("", "kind", "segment", "bits", "voxels", "parts: label (voxels)", "look at z, y, x", "in nm")
+
+
+def mistake_rows(mistakes: Sequence[Mistake]) -> list[tuple[str, ...]]:
+    """Return the rows of a table of mistakes, with the columns `MISTAKE_COLUMNS`."""
+    return [
+        (
+            str(number),
             mistake.kind,
             str(mistake.label),
             f"{mistake.bits:.4f}",
             f"{mistake.voxels:,}",
-            ", ".join(parts),
+            _parts(mistake),
             ", ".join(map(str, mistake.voxel)),
             ", ".join(f"{v:.0f}" for v in mistake.position),
         )
-        rows.append(row + ((links[number],) if links else ()))
-    return rows
+        for number, mistake in enumerate(mistakes, 1)
+    ]
+
+
+def meeting(mistake: Mistake) -> str:
+    """Return what is to be seen at the place of a mistake, in words."""
+    one, other = mistake.between
+    words = {"touch": f"{one} and {other} touch", "near": f"{one} and {other} come close"}
+    return words.get(mistake.meeting, f"{other}, which is nowhere close to {one}")
+
+
+def _parts(mistake: Mistake) -> str:
+    parts = [f"{part.label} ({part.voxels:,})" for part in mistake.parts[:3]]
+    if mistake.part_count > len(parts):
+        parts.append(f"{mistake.part_count - len(parts):,} more")
+    return ", ".join(parts)
 
 
 MISTAKES = (
     "A split is a truth body in several predicted segments, a merge a predicted segment in several truth bodies; "
-    "bits are its share of VOI, not counting what the prediction leaves 0. The place is where its two largest "
-    "parts touch or come closest, or, where they nowhere come close, in the second."
+    "bits are its share of VOI, not counting what the prediction leaves 0. The place is where the largest part "
+    "meets the next largest that it meets."
 )
 
 
 def print_mistakes(mistakes: Sequence[Mistake], links: Sequence[str] = ()) -> None:
-    """Print mistakes as a table, each with its link where there are some."""
-    from rich.console import Console
-    from rich.table import Table
-
-    head, *rows = mistake_rows(mistakes, links)
-    table = Table(*head)
-    for row in rows:
-        # a link that is broken into lines cannot be clicked
-        table.add_row(*row)
-    table.columns[-1].no_wrap = bool(links)
-    Console().print(table)
+    """Print mistakes, each in a few lines that are never broken, as ids and links have to be copied."""
+    for number, kind, label, bits, voxels, parts, voxel, position in mistake_rows(mistakes):
+        print(f"{number:>3} {kind} of {label}, {voxels} voxels, {bits} bits")
+        print(f"    in {parts}")
+        print(f"    look at {voxel} (z, y, x), {position} nm: {meeting(mistakes[int(number) - 1])}")
+        if links:
+            print(f"    {links[int(number) - 1]}")
     print(MISTAKES)
 
 
