@@ -81,7 +81,9 @@ def look_at(state: Mapping[str, Any], view: View) -> dict[str, Any]:
 
     Layers with chosen segments stand side by side, with all other visible layers in each.
     """
-    position = [p * 1e-9 / state["dimensions"][a][0] for a, p in zip("xyz", reversed(view.position), strict=True)]
+    scales = [state["dimensions"][axis][0] * 1e9 for axis in "xyz"]
+    # rounded, since the viewer shows 30.999999999999996 as voxel 30
+    position = [round(p / scale, 3) for p, scale in zip(reversed(view.position), scales, strict=True)]
     # as text, since JavaScript's numbers do not hold 64 bits
     layers = [
         {**layer, "segments": [str(n) for n in view.segments[layer["name"]]]}
