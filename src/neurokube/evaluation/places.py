@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..blocks import Box, Vector
 from ..volumes.volume import Nanometres
-from .contingency import Contingency, Labels
+from .contingency import Labels
 from .pairs import PairedBlocks, as_labels
 
 Pair = tuple[int, int]
@@ -60,12 +60,26 @@ def find_places(pairs: PairedBlocks, sought: Sequence[Sequence[Sequence[Pair]]])
     for narrowing in (False, True):
         cells = sorted(set().union(*(g.cells for g in groups))) if narrowing else range(len(pairs.grid))
         for cell, predicted, true in pairs.read("places", cells, (z, y, x)):
-            prediction, truth = as_labels(pairs.prediction, predicted), as_labels(pairs.truth, true)
-            table = Contingency.of(prediction, truth)
+            runs = _Runs.of(as_labels(pairs.prediction, predicted), as_labels(pairs.truth, true))
             for group in groups:
-                if present := group.present(table):
-                    group.look(cell, pairs.grid.box(cell), prediction, truth, present, narrowing=narrowing)
+                group.look(cell, pairs.grid.box(cell), runs, narrowing=narrowing)
     return [group.places() for group in groups]
+
+
+class _Runs(NamedTuple):
+    """The labels of a block run by run in the order of its voxels, as neighbours mostly have the same."""
+
+    prediction: Labels
+    truth: Labels
+    lengths: NDArray[np.intp]
+    shape: Vector
+
+    @classmethod
+    def of(cls, prediction: Labels, truth: Labels) -> "_Runs":
+        z, y, x = prediction.shape
+        p, t = prediction.ravel(), truth.ravel()
+        starts = np.flatnonzero(np.concatenate([[True], (p[1:] != p[:-1]) | (t[1:] != t[:-1])]))
+        return cls(p[starts], t[starts], np.diff(starts, append=p.size), (z, y, x))
 
 
 def _steps(voxel_size: Nanometres) -> list[list[tuple[int, int]]]:
@@ -118,27 +132,27 @@ class _Group:
         found = []
         for code in self._chosen():
             z, y, x = self._best[code].nearest[1]
-            found.append(Place((z, y, x), code % PARTS, _MEETINGS[self._meeting(code)]))
+            found.append(Place((z, y, x), code % PARTS, _MEETINGS[self._meeting(self._best[code].rank)]))
         return found
 
-    def _meeting(self, code: int) -> int:
-        rank = self._best[code].rank
+    def _meeting(self, rank: int) -> int:
         return 0 if rank == 0 else 1 if rank < len(self._steps) else 2
 
     def _chosen(self) -> list[int]:
         """Return which part of each that is sought the first one meets."""
         of = [range((k + 1) * PARTS, (k + 2) * PARTS) for k in range(self._count)]
-        return [min((c for c in codes if c in self._best), key=lambda c: (self._meeting(c), c)) for codes in of]
+        return [
+            min((c for c in codes if c in self._best), key=lambda c: (self._meeting(self._best[c].rank), c))
+            for codes in of
+        ]
 
-    def present(self, table: Contingency) -> set[int]:
-        """Return the codes of the parts that are in a block, of whose labels the table is."""
-        return set(self._coded(table.prediction, table.truth).tolist()) - {0}
-
-    def look(
-        self, cell: int, own: Box, prediction: Labels, truth: Labels, present: set[int], *, narrowing: bool
-    ) -> None:
+    def look(self, cell: int, own: Box, runs: _Runs, *, narrowing: bool) -> None:
         """Look for candidates whose lower voxel is in the box `own`; `narrowing`, for the nearest to their middle."""
-        codes = self._coded(prediction, truth)
+        of_runs = self._codes[_position(self._segments, runs.prediction), _position(self._bodies, runs.truth)]
+        present = set(np.unique(of_runs).tolist()) - {0}
+        if not present:
+            return
+        codes: Codes = np.repeat(of_runs, runs.lengths).reshape(runs.shape)
         inside = Box.of(own.shape)
         chosen = set(self._chosen()) if narrowing else set()
         for rank in range(len(self._steps) + 1):
@@ -147,43 +161,45 @@ class _Group:
                 wanted = {c for c in wanted & chosen if self._best[c].rank == rank and cell in self._best[c].cells}
             if not wanted:
                 continue
-            for who, voxels in self._candidates(codes, inside, rank):
+            for who, voxels in self._candidates(codes, inside, rank, wanted):
                 for code in wanted.intersection(who.tolist()):
                     found = voxels[who == code] + np.array(own.start)
                     self._narrow(code, found) if narrowing else self._add(code, rank, cell, found)
-
-    def _coded(self, prediction: Labels, truth: Labels) -> Codes:
-        columns = _position(self._segments, prediction)
-        rows = _position(self._bodies, truth)
-        return self._codes[columns, rows]
 
     def _wanted(self, rank: int, present: set[int]) -> set[int]:
         """Return which parts in a block can have candidates of a rank that are of use."""
         others = {code for code in present if code % PARTS}
         if rank < len(self._steps):
             others = {code for code in others if code - code % PARTS in present}
-        # a part that comes after one that touches is not chosen
+        # what cannot become the choice need not be looked for
+        chosen = {code // PARTS: (self._meeting(self._best[code].rank), code) for code in self._chosen()}
         return {
             code
             for code in others
-            if self._best[code].rank >= rank and all(self._best[c].rank for c in range(code - code % PARTS + 1, code))
+            if self._best[code].rank >= rank and (self._meeting(rank), code) <= chosen[code // PARTS]
         }
 
-    def _candidates(self, codes: Codes, inside: Box, rank: int) -> Iterator[tuple[Codes, NDArray[np.intp]]]:
+    def _candidates(
+        self, codes: Codes, inside: Box, rank: int, wanted: set[int]
+    ) -> Iterator[tuple[Codes, NDArray[np.intp]]]:
         """Yield candidates: of which parts they are, (n,), and their voxels within the block, (n, 3)."""
+        is_wanted = np.zeros((self._count + 1) * PARTS, bool)
+        is_wanted[list(wanted)] = True
         if rank == len(self._steps):
             own = codes[inside.slices]
-            where = own % PARTS != 0
-            yield own[where], np.argwhere(where)
+            voxels = np.nonzero(is_wanted[own])
+            yield own[voxels], np.stack(voxels, axis=1)
             return
         for axis, by in self._steps[rank]:
             z, y, x = (by * (k == axis) for k in range(3))
             lower = inside.clip(Box.of(codes.shape).shift((-z, -y, -x)))
             here, there = codes[lower.slices], codes[lower.shift((z, y, x)).slices]
-            both, low = np.maximum(here, there), np.minimum(here, there)
-            # the first part of what is sought, which has the lowest code, and another of the same
-            where = (low > 0) & (low < both) & (low == both // PARTS * PARTS)
-            yield both[where], np.argwhere(where) + np.array((z // 2, y // 2, x // 2))
+            voxels = np.nonzero(here != there)
+            one, other = here[voxels], there[voxels]
+            part = np.maximum(one, other)
+            # the first part of what is sought has the lowest code of it
+            meets = is_wanted[part] & (np.minimum(one, other) == part // PARTS * PARTS)
+            yield part[meets], np.stack(voxels, axis=1)[meets] + np.array((z // 2, y // 2, x // 2))
 
     def _add(self, code: int, rank: int, cell: int, voxels: NDArray[np.intp]) -> None:
         best = self._best[code]
