@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import sys
+from contextlib import nullcontext, suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -303,7 +304,7 @@ def work(
 @app.command()
 def evaluate(
     prediction: Annotated[str, typer.Argument(help="volume to score, or with --models a file of truths (YAML)")],
-    truth: Annotated[str, typer.Argument(help="ground truth; with --models leave it out")] = "",
+    truth: Annotated[str, typer.Argument(help="ground truth; with --models or --skeletons leave it out")] = "",
     models: Annotated[str | None, typer.Option(help="A,B,...: score models on the volumes of a file of truths")] = None,
     permutations: Annotated[int, typer.Option(min=1, max=16, help="with --models: flips and turns averaged")] = 1,
     output: Annotated[str, typer.Option("--output", "-o", help="with --models: folder of the report")] = "evaluation",
@@ -313,33 +314,69 @@ def evaluate(
     components: Annotated[
         bool, typer.Option(help="relabel the truth by connected components within the volume")
     ] = True,
+    worst: Annotated[int, typer.Option(min=0, max=1000, help="splits, and merges, to name and place")] = 10,
+    view: Annotated[
+        bool, typer.Option("--view", help="show them in Neuroglancer, each by a link, until Ctrl-C")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="with --view: port on 127.0.0.1; 0: any")] = 0,
+    report: Annotated[str | None, typer.Option(help="page (HTML) to write, with pictures of them")] = None,
+    image: Annotated[str | None, typer.Option(help="with --view or --report: the image that was segmented")] = None,
+    skeletons: Annotated[
+        str | None, typer.Option(help="score on skeletons too: .swc or .nml, or a folder of them")
+    ] = None,
+    skeletonize: Annotated[bool, typer.Option("--skeletonize", help="score on skeletons of the truth too")] = False,
+    skeleton_unit: Annotated[str, typer.Option(help="what positions in .swc are in: nm, um or voxels")] = "nm",
+    merge_nodes: Annotated[int, typer.Option(min=1, help="nodes from which on a skeleton is in a segment")] = 1,
     region: Region = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score a segmentation, or a mask, against ground truth; or models, with --models."""
+    """Score a segmentation, or a mask, against ground truth, and say where it is wrong; or models, with --models."""
     from .blocks import parse_region
     from .errors import UsageError
-    from .evaluation import evaluate_instances, evaluate_mask, print_scores
     from .volumes import open_volume
 
     if models is not None:
         _evaluate_models(models, prediction, output, permutations, as_json, quiet)
         return
-    if not truth:
-        raise UsageError("evaluate: name a prediction and its ground truth, or a file of truths and --models")
-    volumes = [open_volume(prediction), open_volume(truth)]
-    if region is not None:
-        volumes = [volume.crop(parse_region(region)) for volume in volumes]
-    scores: Any
+    if not truth and (mask or skeletonize or view or report or not skeletons):
+        raise UsageError("evaluate: name a prediction and its ground truth, or --skeletons, or a file and --models")
+    if mask and (skeletonize or view or report or skeletons):
+        raise UsageError("--mask: a mask has neither splits nor merges; leave --mask, or all about them, out")
+    box = parse_region(region) if region is not None else None
+    volumes = [open_volume(url) for url in (prediction, truth) if url]
     if mask:
-        scores = evaluate_mask(*volumes, threshold=threshold, quiet=quiet)
-    else:
-        scores = evaluate_instances(*volumes, min_size=min_size, components=components, quiet=quiet)
-    if as_json:
-        print(json.dumps(scores.as_dict(), indent=2))
-    else:
-        print_scores(scores)
+        _evaluate_mask([v.crop(box) if box else v for v in volumes], threshold, as_json, quiet)
+        return
+    from .evaluation import MistakesReport, assess, read_skeletons
+
+    seen = open_volume(image) if image else None
+    page = MistakesReport.planned(report, volumes[0], volumes[1], seen, box) if report else None
+    traced = read_skeletons(skeletons, unit=skeleton_unit, voxel_size=volumes[0].spec.voxel_size) if skeletons else None
+    with _viewer_of(prediction, truth, image, port) if view else nullcontext() as server:
+        assessment = assess(
+            volumes[0],
+            volumes[1] if truth else None,
+            traced,
+            skeletonized=skeletonize,
+            min_size=min_size,
+            components=components,
+            worst=worst,
+            merge_nodes=merge_nodes,
+            region=box,
+            quiet=quiet,
+        )
+        links = _links(server, assessment) if server else []
+        if page:
+            page.write(assessment.mistakes, assessment.tables(), _provenance(), links)
+        if as_json:
+            print(json.dumps(assessment.as_dict(links), indent=2), flush=True)
+        else:
+            assessment.print(links)
+        if server:
+            print("Ctrl-C ends the viewer", file=sys.stderr)
+            with suppress(KeyboardInterrupt):
+                server.serve_forever()
 
 
 @app.command()
@@ -417,6 +454,34 @@ def view(
     from .viewer import view_run
 
     view_run(run, port=port, open_browser=open_browser)
+
+
+def _viewer_of(prediction: str, truth: str, image: str | None, port: int) -> Any:
+    from .viewer import serve_evaluation
+
+    return serve_evaluation(prediction, truth, image, port=port)
+
+
+def _links(server: Any, assessment: Any) -> list[str]:
+    from .viewer import show_mistakes
+
+    return show_mistakes(server, assessment.mistakes)
+
+
+def _provenance() -> dict[str, str]:
+    from . import __version__
+
+    return {"neurokube": __version__, "command": shlex.join(["neurokube", *sys.argv[1:]])}
+
+
+def _evaluate_mask(volumes: Any, threshold: float | None, as_json: bool, quiet: bool) -> None:
+    from .evaluation import evaluate_mask, print_scores
+
+    scores = evaluate_mask(*volumes, threshold=threshold, quiet=quiet)
+    if as_json:
+        print(json.dumps(scores.as_dict(), indent=2))
+    else:
+        print_scores(scores)
 
 
 def _evaluate_models(models: str, truth: str, folder: str, permutations: int, as_json: bool, quiet: bool) -> None:

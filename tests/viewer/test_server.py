@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neurokube.errors import DataError, UsageError
-from neurokube.viewer import Layer, Server, serve
+from neurokube.viewer import Layer, Server, View, serve
 from neurokube.viewer.server import byte_range
 from neurokube.volumes import VolumeSpec, create
 
@@ -180,6 +180,20 @@ def test_the_short_address_leads_to_the_viewer_even_over_a_forwarded_port(
     forwarded = ask(connection, "/", Host="localhost:9999")[0].headers["Location"]
     state = json.loads(unquote(forwarded.removeprefix("http://localhost:9999/v/1/#!")))
     assert state["layers"][0]["source"] == "http://localhost:9999/data/raw%20image/|zarr3:"
+
+
+def test_views_have_short_addresses_until_others_are_shown(folder: Path) -> None:
+    with serve([Layer("image", str(folder / "image"), "image")]) as server:
+        assert server.show([View((0.0, 0.0, 8.0 * n)) for n in range(3)])[2] == f"{server.address}/3"
+        assert server.show([View((40.0, 0.0, 80.0))]) == [f"{server.address}/1"]
+        connection = http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=20)
+        location = ask(connection, "/1")[0].headers["Location"]
+        assert json.loads(unquote(location.split("#!")[1]))["position"] == [10, 0, 1]
+        assert ask(connection, "/")[0].headers["Location"] == server.url
+        # the last is a digit of Arabic script
+        for path in ("/2", "/01", "/-1", "/1/", "/%D9%A1"):
+            assert ask(connection, path)[0].status == 404, path
+        connection.close()
 
 
 def test_the_client_comes_with_the_types_that_browsers_demand(connection: http.client.HTTPConnection) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from neurokube.blocks import Box
-from neurokube.viewer import Layer, viewer_state
+from neurokube.viewer import Layer, View, look_at, viewer_state
 from neurokube.viewer.state import contrast
 from neurokube.volumes import Volume, VolumeSpec, create
 
@@ -54,3 +54,29 @@ def test_an_image_of_one_value_keeps_the_full_range(image: Volume) -> None:
     assert contrast(image) is None
     (layer,) = viewer_state([Layer("image", image.url, "image")], "")["layers"]
     assert "shaderControls" not in layer
+
+
+def test_a_view_is_a_place_in_nanometres_with_a_pixel_for_a_voxel(image: Volume) -> None:
+    state = viewer_state([Layer("image", image.url, "image")], "")
+    turned = look_at(state, View((120.0, 176.0, 402.0)))
+    assert turned["position"] == pytest.approx([100.5, 22, 3])
+    assert turned["crossSectionScale"] == 1
+    assert turned["layout"] == state["layout"] and turned["layers"] == state["layers"]
+
+
+def test_layers_with_chosen_segments_stand_side_by_side_over_the_others(image: Volume, tmp_path: Path) -> None:
+    labels = create(str(tmp_path / "labels"), SPEC)
+    names = ("image", "one", "other", "hidden")
+    layers = [Layer(n, labels.url, "segmentation", visible=n != "hidden") for n in names[1:]]
+    state = viewer_state([Layer("image", image.url, "image"), *layers], "")
+    turned = look_at(state, View((0.0, 0.0, 0.0), {"one": [2**64 - 1], "other": [3, 4]}))
+    # a number of 64 bits would be rounded by the browser
+    assert [layer.get("segments") for layer in turned["layers"]] == [None, [str(2**64 - 1)], ["3", "4"], []]
+    assert turned["layout"] == {
+        "type": "row",
+        "children": [
+            {"type": "viewer", "layers": ["image", "one"], "layout": "4panel-alt"},
+            {"type": "viewer", "layers": ["image", "other"], "layout": "4panel-alt"},
+        ],
+    }
+    assert state["layers"][1]["segments"] == []

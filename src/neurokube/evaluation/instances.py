@@ -1,7 +1,7 @@
 """Scores of an instance segmentation against the truth."""
 
 from dataclasses import asdict, dataclass
-from math import fsum
+from math import fsum, sqrt
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ from ..blocks import Vector
 from ..errors import DataError, UsageError
 from ..volumes import Volume
 from .components import Components
-from .contingency import Contingency, ContingencySum, Labels
-from .pairs import BLOCK, PairedBlocks
+from .contingency import Contingency, ContingencySum
+from .mistakes import MOST, Mistake, find_mistakes
+from .pairs import BLOCK, PairedBlocks, as_labels, require_labels
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,21 @@ class Agreement:
         """Variation of information in bits, split and merge together."""
         return self.voi_split + self.voi_merge
 
+    @property
+    def cremi(self) -> float:
+        """The CREMI score: geometric mean of variation of information (bits) and adapted Rand error.
+
+        As on the leaderboard of the CREMI challenge (Funke et al., MICCAI 2016, cremi.org).  The challenge
+        sets voxels of the truth within 25 nm of a border to 0 in each section; to be compared with it, a
+        truth must come with them already 0.
+        """
+        return sqrt(max(0.0, self.adapted_rand_error) * self.voi)
+
+    def values(self) -> dict[str, Any]:
+        """Return all scores as plain values for JSON."""
+        own = ("voi_split", "voi_merge", "adapted_rand_error", "adapted_rand_precision", "adapted_rand_recall")
+        return {"voi": self.voi, "cremi": self.cremi, **{name: getattr(self, name) for name in own}}
+
     @classmethod
     def of(cls, table: Contingency) -> "Agreement":
         """Score a merged table with at least one row."""
@@ -45,6 +61,7 @@ class InstanceScores(Agreement):
     bodies themselves where components were not asked for); `left_out_bodies` had less than `min_size`
     voxels.  `floor` is the score of the truth's connected components against its bodies, None where
     components were not asked for: the share of a cut-out in the error, as cells leave and re-enter it.
+    `mistakes` are the worst splits and merges, as many of each as were asked for.
     """
 
     voxels: int
@@ -55,12 +72,14 @@ class InstanceScores(Agreement):
     left_out_bodies: int
     min_size: int
     floor: Agreement | None
+    mistakes: tuple[Mistake, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields, and `voi`, as plain values for JSON."""
-        values = {"voi": self.voi, **asdict(self)}
+        """Return all fields, and `voi` and `cremi`, as plain values for JSON."""
+        values = {**self.values(), **asdict(self)}
         if self.floor is not None:
-            values["floor"] = {"voi": self.floor.voi, **asdict(self.floor)}
+            values["floor"] = self.floor.values()
+        values["mistakes"] = [mistake.as_dict() for mistake in self.mistakes]
         return values
 
 
@@ -102,6 +121,8 @@ def evaluate_instances(
     *,
     min_size: int = 0,
     components: bool = True,
+    worst: int = 0,
+    start: Vector = (0, 0, 0),
     block: Vector = BLOCK,
     quiet: bool = False,
 ) -> InstanceScores:
@@ -109,17 +130,22 @@ def evaluate_instances(
 
     Truth bodies of less than `min_size` voxels are left out.  With `components`, right for a cut-out of
     a larger volume, the truth is first relabelled by 6-connected components: a cell that leaves the
-    volume and enters it again is then two.  Voxels are compared `block` (z, y, x) at a time, which
-    changes memory and speed and not the result.
+    volume and enters it again is then two.  The `worst` splits and the `worst` merges are named and placed,
+    which takes a second look at the volumes; `start` is the first voxel (z, y, x) of a cut-out, from which
+    their places count.  Voxels are compared `block` (z, y, x) at a time, which changes memory and speed and
+    not the result.
 
     Raises:
-        UsageError: where `min_size` is negative.
+        UsageError: where `min_size` is negative, or `worst` is, or is above 1000.
         DataError: where the volumes are not label volumes of the same voxels, or nothing is left to score.
     """
     if min_size < 0:
         raise UsageError(f"minimum size {min_size}: give 0 or a number of voxels")
-    _require_labels(prediction, truth)
-    table, parts = _count(PairedBlocks(prediction, truth, block, quiet=quiet), components)
+    if not 0 <= worst <= MOST:
+        raise UsageError(f"worst {worst}: give a number of splits and merges to list, from 0 to {MOST}")
+    require_labels(prediction, truth)
+    pairs = PairedBlocks(prediction, truth, block, quiet=quiet)
+    table, parts = _count(pairs, components)
     if not len(table):
         raise DataError(f"{truth.url}: every voxel is 0 (no label), so there is nothing to score; check the file")
     bodies, size, body_row = parts.sizes(parts.truth)
@@ -138,6 +164,7 @@ def evaluate_instances(
         left_out_bodies=bodies.size - truth_bodies,
         min_size=min_size,
         floor=Agreement.of(kept) if components else None,
+        mistakes=find_mistakes(pairs, table, kept, worst, start) if worst else (),
     )
 
 
@@ -145,9 +172,9 @@ def _count(pairs: PairedBlocks, components: bool) -> tuple[Contingency, Continge
     """Return the table of prediction and truth segments, and that of truth segments and truth bodies."""
     total, found = ContingencySum(), Components(pairs.grid)
     for cell, predicted, true in pairs:
-        labels = _as_labels(pairs.truth, true)
+        labels = as_labels(pairs.truth, true)
         segments = found.add(cell, labels) if components else labels
-        total.add(Contingency.of(_as_labels(pairs.prediction, predicted), segments))
+        total.add(Contingency.of(as_labels(pairs.prediction, predicted), segments))
     table = total.result()
     if not components:
         return table, Contingency.merged([Contingency(table.truth, table.truth, table.count)])
@@ -162,20 +189,3 @@ def _count(pairs: PairedBlocks, components: bool) -> tuple[Contingency, Continge
 def _sum_of_squares(sizes: NDArray[np.int64]) -> float:
     # in float64, as the square of a large body's size does not fit into 64-bit integers
     return fsum(sizes.astype(np.float64) ** 2)
-
-
-def _as_labels(volume: Volume, voxels: NDArray[Any]) -> Labels:
-    if voxels.dtype.kind == "i" and voxels.min() < 0:
-        raise DataError(f"{volume.url}: holds negative labels; relabel them to 0 (no label) and up")
-    return np.ascontiguousarray(voxels, np.uint64)
-
-
-def _require_labels(*volumes: Volume) -> None:
-    for volume in volumes:
-        if np.dtype(volume.spec.dtype).kind not in "iu":
-            raise DataError(f"{volume.url}: holds {volume.spec.dtype}, not labels; give a volume of integer labels")
-        if volume.spec.kind == "image" and np.dtype(volume.spec.dtype).itemsize <= 2:
-            raise DataError(
-                f"{volume.url}: an image, not labels; import it with --labels if it holds labels, "
-                "or score it with --mask if it is a mask or a probability map"
-            )

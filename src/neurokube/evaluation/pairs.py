@@ -1,15 +1,16 @@
 """A prediction and its truth: whether they fit, and their voxels block by block."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..blocks import Grid, Vector
+from ..blocks import Box, Grid, Vector
 from ..errors import DataError
 from ..progress import progress
 from ..volumes import Volume
+from .contingency import Labels
 
 BLOCK: Vector = (128, 128, 128)
 """Voxels (z, y, x) compared at a time; whole chunks of the default layouts."""
@@ -32,12 +33,48 @@ class PairedBlocks:
 
     def __iter__(self) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
         """Yield the number of each cell of `grid` with its voxels (z, y, x) in prediction and truth."""
+        yield from self.read("evaluate", range(len(self.grid)))
+
+    def read(
+        self, task: str, cells: Sequence[int], after: Vector = (0, 0, 0)
+    ) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
+        """Yield some cells likewise, each with `after` (z, y, x) more voxels behind it as far as there are any."""
         with progress(quiet=self._quiet) as bars:
-            bar = bars.add_task("evaluate", total=len(self.grid), unit="blocks")
-            for cell in range(len(self.grid)):
-                box = self.grid.box(cell)
+            bar = bars.add_task(task, total=len(cells), unit="blocks")
+            for cell in cells:
+                own = self.grid.box(cell)
+                box = Box(own.start, own.grow(after).stop).clip(self.truth.spec.box)
                 yield cell, self.prediction.read(box), self.truth.read(box)
                 bars.advance(bar)
+
+
+def require_labels(*volumes: Volume) -> None:
+    """Check that volumes hold labels.
+
+    Raises:
+        DataError: where one holds anything else, or an image.
+    """
+    for volume in volumes:
+        if volume.spec.channels is not None:
+            raise DataError(f"{volume.url}: has {volume.spec.channels} channels; give a volume with axes z, y, x")
+        if np.dtype(volume.spec.dtype).kind not in "iu":
+            raise DataError(f"{volume.url}: holds {volume.spec.dtype}, not labels; give a volume of integer labels")
+        if volume.spec.kind == "image" and np.dtype(volume.spec.dtype).itemsize <= 2:
+            raise DataError(
+                f"{volume.url}: an image, not labels; import it with --labels if it holds labels, "
+                "or score it with --mask if it is a mask or a probability map"
+            )
+
+
+def as_labels(volume: Volume, voxels: NDArray[Any]) -> Labels:
+    """Return voxels of a volume as uint64.
+
+    Raises:
+        DataError: where one is negative.
+    """
+    if voxels.dtype.kind == "i" and voxels.size and voxels.min() < 0:
+        raise DataError(f"{volume.url}: holds negative labels; relabel them to 0 (no label) and up")
+    return np.ascontiguousarray(voxels, np.uint64)
 
 
 def _require_same_space(prediction: Volume, truth: Volume) -> None:

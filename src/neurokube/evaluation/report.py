@@ -15,11 +15,15 @@ from .overlays import png
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture (gray (y, x) or RGB (y, x, 3)) with its caption; `aspect` stretches rows where z is coarse."""
+    """A picture (gray (y, x) or RGB (y, x, 3)) with its caption; `aspect` stretches rows where z is coarse.
+
+    It leads on to `link`, where there is one.
+    """
 
     caption: str
     pixels: NDArray[np.uint8]
     aspect: float = 1.0
+    link: str = ""
 
     @property
     def source(self) -> str:

@@ -27,13 +27,13 @@ import tensorstore as ts
 from ..errors import UsageError
 from ..progress import log
 from ..volumes.store import context, kvstore_spec
-from .state import Layer, viewer_state
+from .state import Layer, View, look_at, viewer_state
 
 _PIECE = 1 << 20
 """Bytes of a file that are in memory at once."""
 
 
-def serve(layers: Sequence[Layer], *, port: int = 0, host: str = "127.0.0.1") -> "Server":
+def serve(layers: Sequence[Layer], views: Sequence[View] = (), *, port: int = 0, host: str = "127.0.0.1") -> "Server":
     """Serve the viewer and the layers' volumes over HTTP in the background until the server is closed.
 
     `port` 0 takes a free port.  Volumes are only read; anybody who reaches `host` can read them.
@@ -64,12 +64,18 @@ class Server:
     def __init__(self, http: "_HTTPServer", layers: Sequence[Layer]) -> None:
         self.address = f"http://{http.authority}"
         """Where the server is, short enough to print; it leads a browser on to `url`."""
-        http.state = json.dumps(viewer_state(layers, self.address), separators=(",", ":"))
+        self._state = viewer_state(layers, self.address)
+        http.states = [_json(self._state)]
         self.url = http.viewer_at(http.authority)
         """The viewer with its state, what a browser is to open."""
         self._http = http
         self._thread = Thread(target=http.serve_forever, kwargs={"poll_interval": 0.1}, name="viewer", daemon=True)
         self._thread.start()
+
+    def show(self, views: Sequence[View]) -> list[str]:
+        """Return an address for each of some views of the layers, short enough to print; earlier ones are void."""
+        self._http.states = [self._http.states[0], *(_json(look_at(self._state, view)) for view in views)]
+        return [f"{self.address}/{number}" for number in range(1, len(views) + 1)]
 
     def serve_forever(self) -> None:
         """Wait until the server is closed or the wait is interrupted."""
@@ -88,6 +94,10 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _json(state: dict[str, Any]) -> str:
+    return json.dumps(state, separators=(",", ":"))
 
 
 def open_in_browser(url: str) -> bool:
@@ -172,7 +182,7 @@ class _HTTPServer(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], client: Path, sources: dict[str, Source]) -> None:
         self.client = Folder(client)
         self.sources = sources
-        self.state = ""
+        self.states = [""]
         self._connections: set[socket.socket] = set()
         super().__init__(address, _Handler)
 
@@ -182,15 +192,15 @@ class _HTTPServer(ThreadingHTTPServer):
         host, port = self.server_address[:2]
         return f"{host!s}:{port}"
 
-    def viewer_at(self, authority: str) -> str:
-        """Return the viewer's URL for a browser that reached this server as `authority`.
+    def viewer_at(self, authority: str, number: int = 0) -> str:
+        """Return the viewer's URL, with one of the states, for a browser that reached this server as `authority`.
 
         It differs from ours where the port was forwarded, as by ssh.
         """
         if not re.fullmatch(r"[\w.:\[\]-]+", authority):
             authority = self.authority
         # our own address stands in the state as the place of the layers
-        state = self.state.replace(f"http://{self.authority}/", f"http://{authority}/")
+        state = self.states[number].replace(f"http://{self.authority}/", f"http://{authority}/")
         return f"http://{authority}/v/1/#!{quote(state, safe='')}"
 
     def server_bind(self) -> None:
@@ -217,7 +227,7 @@ class _HTTPServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers for the client below /v/TOKEN/, its events, and the volumes below /data/NAME/."""
+    """Answers for the client below /v/TOKEN/, its events, views at /NUMBER, and the volumes below /data/NAME/."""
 
     server: _HTTPServer
     protocol_version = "HTTP/1.1"
@@ -227,7 +237,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         match [unquote(name) for name in urlsplit(self.path).path.split("/")]:
             case ["", ""]:
-                self._reply(HTTPStatus.FOUND, Location=self.server.viewer_at(self.headers.get("Host", "")))
+                self._lead_on(0)
+            case ["", number] if re.fullmatch(r"[1-9]\d{0,5}", number) and int(number) < len(self.server.states):
+                self._lead_on(int(number))
             case ["", "events", *_]:
                 self._keep_silent()
             case ["", "v", _, ""]:
@@ -247,6 +259,10 @@ class _Handler(BaseHTTPRequestHandler):
             Access_Control_Allow_Methods="GET, HEAD, OPTIONS",
             Access_Control_Allow_Headers="Range",
         )
+
+    def _lead_on(self, number: int) -> None:
+        """Send a browser to the viewer with one of the states."""
+        self._reply(HTTPStatus.FOUND, Location=self.server.viewer_at(self.headers.get("Host", ""), number))
 
     def _keep_silent(self) -> None:
         """Hold a connection open: the packaged client complains where no Python program sends it events."""

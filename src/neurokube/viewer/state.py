@@ -1,7 +1,7 @@
 """What the viewer shows first: Neuroglancer's state for a list of layers."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -10,6 +10,7 @@ import numpy as np
 from ..blocks import Box
 from ..errors import UsageError
 from ..volumes import Volume, VolumeSpec, open_volume
+from ..volumes.volume import Nanometres
 
 LayerKind = Literal["image", "probability", "segmentation"]
 
@@ -32,6 +33,14 @@ class Layer:
     url: str
     kind: LayerKind
     visible: bool = True
+
+
+@dataclass(frozen=True)
+class View:
+    """A place to look at: its position (z, y, x) in nm, and by the names of layers the segments chosen in them."""
+
+    position: Nanometres
+    segments: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def viewer_state(layers: Sequence[Layer], address: str) -> dict[str, Any]:
@@ -65,6 +74,33 @@ def viewer_state(layers: Sequence[Layer], address: str) -> dict[str, Any]:
         "layout": "4panel-alt",
         "hideCrossSectionBackground3D": True,
     }
+
+
+def look_at(state: Mapping[str, Any], view: View) -> dict[str, Any]:
+    """Return a viewer's state turned to a view, with a pixel of the screen for a voxel.
+
+    Layers with chosen segments stand side by side, with all other visible layers in each.
+    """
+    scales = [state["dimensions"][axis][0] * 1e9 for axis in "xyz"]
+    # rounded, since the viewer shows 30.999999999999996 as voxel 30
+    position = [round(p / scale, 3) for p, scale in zip(reversed(view.position), scales, strict=True)]
+    # as text, since JavaScript's numbers do not hold 64 bits
+    layers = [
+        {**layer, "segments": [str(n) for n in view.segments[layer["name"]]]}
+        if layer["name"] in view.segments
+        else layer
+        for layer in state["layers"]
+    ]
+    turned = {**state, "position": position, "crossSectionScale": 1.0, "layers": layers}
+    if len(view.segments) > 1:
+        others = [layer["name"] for layer in layers if layer["visible"] and layer["name"] not in view.segments]
+        turned["layout"] = {
+            "type": "row",
+            "children": [
+                {"type": "viewer", "layers": [*others, name], "layout": state["layout"]} for name in view.segments
+            ],
+        }
+    return turned
 
 
 def contrast(volume: Volume) -> tuple[float, float] | None:
