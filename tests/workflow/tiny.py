@@ -39,7 +39,7 @@ STAGES = {
     "boundaries": {"tile": TILE},
     "fragments": {"tile": TILE, "reach": 60.0},
     "graph": {},
-    "multicut": {},
+    "multicut": {"first_block": TILE},
     "segmentation": {},
     "objects": {"semantics": "boundaries", "threshold": 0.3, "core": 0.7, "reach": 60, "tile": TILE},
     "measurements": {"cells": "segmentation", "semantics": "boundaries"},
