@@ -2,8 +2,9 @@
 
 synthesis ─┐
            ├─ image ┬ boundaries ──────┬─ fragments ─ graph ─ multicut ─ segmentation ─┐
-an input  ─┘        └ semantics ─ fusion                                               │
-                             └─ objects ───────────────────────────────────────────────┴─ measurements
+an input  ─┘        └ semantics ─ fusion                ╎                              │
+                             │                          lifted                         │
+                             └─ objects ────────────────┴──────────────────────────────┴─ measurements
 
 Of an image, superresolution and translation make another; semantics, instead of boundaries, needs a trained model.
 """
@@ -13,6 +14,7 @@ from .boundaries import Boundaries
 from .fragments import Fragments
 from .fusion import Fusion
 from .graph import Graph
+from .lifted import Lifted
 from .measurements import Measurements
 from .multicut import Multicut
 from .objects import Objects
@@ -23,7 +25,7 @@ from .synthesis import Synthesis
 from .translation import Translation
 
 _FOUND = (Synthesis, Boundaries, Semantics, Fusion, Superresolution, Translation)
-_CELLS = (Fragments, Graph, Multicut, Segmentation, Objects, Measurements)
+_CELLS = (Fragments, Graph, Lifted, Multicut, Segmentation, Objects, Measurements)
 STAGES: dict[str, type[Stage]] = {stage.kind: stage for stage in (*_FOUND, *_CELLS)}
 """Every stage that a workflow can name."""
 

@@ -39,4 +39,4 @@ class Prediction:
         value = 0.9 * near.reshape(self._sections.shape) * strength + 0.05
         value += config.boundary_noise * (0.8 * clouds + 0.3 * grain)
         inner = value[EDGE:-EDGE, EDGE:-EDGE]
-        return np.rint(255 * np.clip(inner, 0, 1)).astype(np.uint8)
+        return np.asarray(np.rint(255 * np.clip(inner, 0, 1)), np.uint8)

@@ -1,0 +1,359 @@
+"""Lifted: pairs of fragments that attract or repel each other for what biology knows, see `priors`.
+
+How much a prior is worth is read off where boundaries leave no doubt.  Of two classes a and b that meet,
+
+    log-odds(a, b) = log(share of such contacts among all that are surely cut
+                         / share of such contacts among all that are surely joined)
+
+and likewise of fragments that share an object or touch across one.  What is right for one tissue and wrong for another,
+or is only noise, so finds its weight by itself: noise gets none, and does no harm.
+
+A single fragment is weak evidence, too: a few slices of a neurite look like many things.  So fragments that are joined
+without doubt (by a multicut of the tile and those around it, with a margin) share what they hold, and groups of
+different classes that are at most a few contacts apart repel each other, by their largest fragments.  (Lifted multicut
+with domain knowledge: Pape et al., Frontiers in Computer Science 13, 2019.)
+
+    tables of a tile
+      classes-NAME  (n, c)  int64    channels: the sum of each over fragment 1, 2, ...
+      objects-NAME  (k, 6)  int64    objects: fragment, object, voxels, and the middle of these in nm
+      points-NAME   (k, 3)  int64    pairs: line of the file, end of the pair, fragment
+      doubtless-NAME  (2, c, c)  int64  contacts that are surely joined, and surely cut, by what meets
+      lifted        (l, 2)  uint64   pairs of fragment ids, the first of the tile;  costs (l,) float64 of parting them
+    and over all tiles
+      far           (l, 2)  uint64   pairs that are found between all tiles at once;  far-costs (l,)
+      odds-NAME     (c, c)  float64  log-odds that what meets is two cells
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ..blocks import Box, Grid
+from ..errors import ConfigurationError
+from ..volumes import VolumeSpec
+from ..volumes.store import placed
+from .base import SINGLE, Block, Data, Source, Stage, Step, TableOutput, Target, over_cells, same_grid
+from .costs import edge_costs, exact
+from .fragments import first_id
+from .fusion import ChannelName
+from .graph import fragment_ids
+from .objects import channel
+from .priors import (
+    Prior,
+    among,
+    apart,
+    class_sums,
+    classes,
+    clear_classes,
+    clear_contacts,
+    log_odds,
+    met,
+    overlaps,
+    read_pairs,
+    sharing,
+)
+from .problem import COST, WEIGHT, Ids, Part, has, joined, summed
+from .solvers import solve
+
+Costs = NDArray[np.float64]
+
+
+class Lifted(Stage):
+    """Pairs of fragments that attract or repel each other: axon and dendrite, nuclei, mitochondria, ..."""
+
+    kind: ClassVar[str] = "lifted"
+    version: ClassVar[int] = 1
+    roles: ClassVar[tuple[str, ...]] = ("graph", "fragments")
+    found: ClassVar[tuple[str, ...]] = ("points",)
+
+    graph: str = Field("graph", description="the graph stage")
+    fragments: str = Field("fragments", description="the fragments stage that the graph was made of")
+    priors: dict[ChannelName, Prior] = Field(
+        min_length=1, description="what is known, by name: {channels | objects | contacts | pairs: ..., repel, attract}"
+    )
+    bias: float = Field(0.7, gt=0, lt=1, description="of the multicut that says which fragments share what they hold")
+    margin: float = Field(1.0, ge=0, le=20, description="how far beyond doubt fragments are joined that do")
+    points: dict[ChannelName, tuple[tuple[float, ...], ...]] | None = Field(None, description="what planning found")
+
+    def references(self) -> dict[str, str]:
+        """Return what is read: `NAME.channels.CHANNEL` and `NAME.objects` beside graph and fragments."""
+        found = super().references()
+        for name, prior in self.priors.items():
+            found |= {f"{name}.channels.{c}": reference for c, reference in (prior.channels or {}).items()}
+            if prior.objects is not None:
+                found[f"{name}.objects"] = prior.objects
+        return found
+
+    def placed(self, folder: Path) -> Self:
+        """Return the stage with its files of pairs as they are from anywhere."""
+        moved = {
+            name: prior if prior.pairs is None else prior.model_copy(update={"pairs": placed(prior.pairs, folder)})
+            for name, prior in self.priors.items()
+        }
+        return self.model_copy(update={"priors": moved})
+
+    def settle(self, sources: Mapping[str, Source], before: Stage | None) -> Self:
+        """Return the stage with the pairs of its files."""
+        files = {name: prior.pairs for name, prior in self.priors.items() if prior.pairs is not None}
+        points = {name: tuple(map(tuple, read_pairs(path).tolist())) for name, path in files.items()}
+        # what is in the files is kept and keyed, not where they lie
+        named = {
+            name: prior if prior.pairs is None else prior.model_copy(update={"pairs": Path(prior.pairs).name})
+            for name, prior in self.priors.items()
+        }
+        return self.model_copy(update={"points": points or None, "priors": named})
+
+    def steps(self, sources: Mapping[str, Source]) -> list[Step]:
+        """Plan what fragments hold, what is far apart, and the pairs of tiles."""
+        from .multicut import graph_grid
+
+        grid, spec = graph_grid(sources), sources["fragments"].spec
+        for name, prior in self.priors.items():
+            self._check(name, prior, sources, spec)
+        tiles = _Tiles(self, grid, spec)
+        evidence = [TableOutput(tiles.table(name), grid) for name in self.priors if tiles.table(name)]
+        lifted = [TableOutput(name, grid) for name in ("lifted", "costs")]
+        weighed = [name for name, prior in self.priors.items() if prior.pairs is None]
+        doubtless = [TableOutput(f"doubtless-{name}", grid) for name in weighed]
+        odds = [TableOutput(f"odds-{name}", SINGLE) for name in weighed]
+        far = [*(TableOutput(name, SINGLE) for name in ("far", "far-costs")), *odds]
+        steps = [Step("far", SINGLE, tuple(map(Target, far)), tiles.far)]
+        for name, tables, compute in (
+            ("doubtless", doubtless, tiles.doubtless),
+            ("evidence", evidence, tiles.evidence),
+        ):
+            if tables:
+                steps.insert(0, Step(name, grid, tuple(map(Target, tables)), over_cells(grid, compute)))
+        return [*steps, Step("lifted", grid, tuple(map(Target, lifted)), over_cells(grid, tiles.lifted))]
+
+    def _check(self, name: str, prior: Prior, sources: Mapping[str, Source], spec: VolumeSpec) -> None:
+        for each, reference in (prior.channels or {}).items():
+            role = f"{name}.channels.{each}"
+            same_grid("fragments", spec, role, channel(reference, sources[role]))
+        if prior.objects is not None:
+            source = sources[f"{name}.objects"]
+            if source.spec.kind != "labels" or source.spec.channels is not None:
+                raise ConfigurationError(
+                    f"priors.{name}.objects: '{source.name}' holds {source.spec.dtype} {source.spec.kind}; labels are "
+                    "needed: name an objects stage, or import a volume with --labels"
+                )
+            same_grid("fragments", spec, f"{name}.objects", source.spec)
+        if prior.contacts is not None:
+            sources["graph"].table(f"stats-{prior.contacts}")
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """The passes of the stage."""
+
+    stage: Lifted
+    grid: Grid
+    spec: VolumeSpec
+
+    def table(self, name: str) -> str:
+        """Return the table of what fragments hold of a prior; of contacts there is none."""
+        prior = self.stage.priors[name]
+        kinds = {"classes": prior.channels, "objects": prior.objects, "points": prior.pairs}
+        return next((f"{kind}-{name}" for kind, given in kinds.items() if given is not None), "")
+
+    def evidence(self, cell: int, box: Box, data: Data) -> None:
+        """Count what the fragments of a tile hold."""
+        count = len(data.table("fragments.sizes", cell))
+        ids = data.volume("fragments").read(box)
+        fragments = np.where(ids, ids - np.uint64(first_id(self.grid, cell)), 0).astype(np.uint32)
+        for name, prior in self.stage.priors.items():
+            if prior.channels is not None:
+                maps = [data.volume(f"{name}.channels.{c}").read(box) for c in prior.channels]
+                data.put(self.table(name), cell, class_sums(fragments, maps, count))
+            elif prior.objects is not None:
+                objects = data.volume(f"{name}.objects").read(box).astype(np.uint64, copy=False)
+                data.put(self.table(name), cell, self._held(fragments, objects, cell, box))
+            elif prior.pairs is not None:
+                data.put(self.table(name), cell, self._points(name, ids, box))
+
+    def _held(self, fragments: NDArray[np.uint32], objects: Ids, cell: int, box: Box) -> NDArray[np.int64]:
+        rows = overlaps(fragments, objects)
+        middle = np.zeros((len(rows), 3), np.int64)
+        for k, (fragment, label, _) in enumerate(rows.tolist()):
+            # no more than a few objects in a tile
+            places = np.argwhere((objects == np.uint64(label)) & (fragments == fragment)).mean(0) + box.start
+            middle[k] = np.rint(self.spec.offset + places * self.spec.voxel_size)
+        rows[:, 0] += first_id(self.grid, cell)
+        return np.concatenate([rows, middle], axis=1)
+
+    def _points(self, name: str, ids: Ids, box: Box) -> NDArray[np.int64]:
+        assert self.stage.points is not None
+        rows = np.array(self.stage.points[name], np.float64).reshape(-1, 7)
+        ends = rows[:, :6].reshape(-1, 3)
+        places = np.rint((ends - self.spec.offset) / self.spec.voxel_size).astype(np.int64)
+        inside = np.flatnonzero(((places >= box.start) & (places < box.stop)).all(1))
+        z, y, x = (places[inside] - box.start).T
+        return np.stack([inside // 2, inside % 2, ids[z, y, x].astype(np.int64)], axis=1)
+
+    def doubtless(self, cell: int, box: Box, data: Data) -> None:
+        """Count what meets within a tile where the boundary leaves no doubt."""
+        sizes = data.table("fragments.sizes", cell).astype(np.int64)
+        own = fragment_ids(self.grid, cell, len(sizes))
+        edges, stats = data.table("graph.edges", cell), data.table("graph.stats", cell)
+        costs, weights = edge_costs(stats, bias=self.stage.bias, size_weight=0.8)
+        sure = self.stage.margin * weights
+        inside = np.asarray(has(own, edges).all(1))
+        verdicts = [inside & (costs > sure), inside & (costs < -sure)]
+        for name, prior in self.stage.priors.items():
+            if prior.channels is not None:
+                kinds, _ = clear_classes(data.table(self.table(name), cell), sizes, prior.least)
+                ends = np.where(
+                    inside[:, None], kinds[np.where(inside[:, None], edges - first_id(self.grid, cell) - 1, 0)], 0
+                )
+                count = classes(prior) + 1
+            elif prior.contacts is not None:
+                across = clear_contacts(data.table(f"graph.stats-{prior.contacts}", cell), prior.least)
+                ends, count = np.repeat(across[:, None], 2, axis=1).astype(np.int64), 2
+            elif prior.objects is not None:
+                pairs, _ = sharing(data.table(self.table(name), cell)[:, :3], prior.overlap)
+                shared = among(edges, np.sort(pairs, axis=1))
+                ends, count = np.repeat(shared[:, None], 2, axis=1).astype(np.int64), 2
+            else:
+                continue
+            counts = [met(ends[verdict], count) for verdict in verdicts]
+            data.put(f"doubtless-{name}", cell, np.stack(counts))
+
+    def far(self, block: Block, data: Data) -> None:
+        """Find what each prior is worth, and the pairs for which all tiles have to be seen."""
+        for name, prior in self.stage.priors.items():
+            if prior.pairs is None:
+                counts = sum(data.table(f"doubtless-{name}", cell) for cell in range(len(self.grid)))
+                data.put(f"odds-{name}", 0, log_odds(np.asarray(counts)))
+        pairs, costs = [np.zeros((0, 2), np.uint64)], [np.zeros(0)]
+        for name, prior in self.stage.priors.items():
+            if prior.objects is not None and prior.repel:
+                rows = [self._largest(data.table(self.table(name), cell), prior) for cell in range(len(self.grid))]
+                pairs.append(apart(np.concatenate(rows), prior.within))
+                costs.append(np.full(len(pairs[-1]), -prior.repel))
+            elif prior.pairs is not None:
+                found, cost = self._paired(name, data)
+                pairs.append(found)
+                costs.append(cost)
+        together, cost = summed(np.concatenate(pairs), exact(np.concatenate(costs)))
+        data.put("far", 0, together)
+        data.put("far-costs", 0, cost)
+
+    def _largest(self, rows: NDArray[np.int64], prior: Prior) -> NDArray[np.int64]:
+        """Return, of each object, the row of the fragment that holds most of it."""
+        rows = rows[rows[:, 2] >= prior.overlap]
+        rows = rows[np.lexsort((rows[:, 0], -rows[:, 2], rows[:, 1]))]
+        return rows[np.unique(rows[:, 1], return_index=True)[1]]
+
+    def _paired(self, name: str, data: Data) -> tuple[Ids, Costs]:
+        """Return the fragments that pairs of points lie in; a pair of which an end lies in none is left out."""
+        assert self.stage.points is not None
+        lines = np.array(self.stage.points[name], np.float64).reshape(-1, 7)
+        ends = np.zeros((len(lines), 2), np.uint64)
+        for cell in range(len(self.grid)):
+            rows = data.table(self.table(name), cell)
+            ends[rows[:, 0], rows[:, 1]] = rows[:, 2]
+        both = (ends > 0).all(1) & (ends[:, 0] != ends[:, 1])
+        return ends[both], lines[both, 6]
+
+    def around(self, cell: int) -> list[int]:
+        """Return a tile and those that touch it."""
+        z, y, x = self.grid.coordinate(cell)
+        near = ((z + a, y + b, x + c) for a, b, c in product((-1, 0, 1), repeat=3))
+        inside = (k for k in near if all(0 <= i < n for i, n in zip(k, self.grid.counts, strict=True)))
+        return [self.grid.index(k) for k in inside]
+
+    def lifted(self, cell: int, box: Box, data: Data) -> None:
+        """Write the pairs whose first fragment is of a tile."""
+        own = fragment_ids(self.grid, cell, len(data.table("fragments.sizes", cell)))
+        near = self.around(cell)
+        pairs, costs = [data.table("far", 0)], [data.table("far-costs", 0)]
+        groups: _Groups | None = None
+        for name, prior in self.stage.priors.items():
+            if prior.pairs is not None:
+                continue
+            read, odds = partial(data.table, self.table(name)), data.table(f"odds-{name}", 0)
+            if prior.contacts is not None:
+                across = clear_contacts(data.table(f"graph.stats-{prior.contacts}", cell), prior.least)
+                pairs.append(data.table("graph.edges", cell)[across])
+                costs.append(np.full(across.sum(), -prior.repel * max(odds[1, 1], 0.0)))
+            elif prior.channels is not None:
+                groups = groups or _Groups.of(self, near, data)
+                found, cost = groups.repelling(np.concatenate([read(k) for k in near]), prior, odds)
+                pairs.append(found)
+                costs.append(-prior.repel * cost)
+            elif prior.attract:
+                found, share = sharing(np.concatenate([read(k) for k in near])[:, :3], prior.overlap)
+                pairs.append(found)
+                costs.append(prior.attract * max(-odds[1, 1], 0.0) * share)
+        found, cost = summed(np.concatenate(pairs), exact(np.concatenate(costs)))
+        kept = has(own, found[:, 0]) & (cost != 0)
+        data.put("lifted", cell, found[kept])
+        data.put("costs", cell, cost[kept])
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Fragments of some tiles that are joined without doubt.
+
+    `part` is the graph between them, `names` (n,) the first fragment of the group of each.
+    """
+
+    part: Part
+    names: Ids
+
+    @classmethod
+    def of(cls, tiles: _Tiles, cells: list[int], data: Data) -> "_Groups":
+        """Join the fragments of tiles by their boundaries alone."""
+        parts = []
+        for cell in cells:
+            sizes = data.table("fragments.sizes", cell).astype(np.int64)
+            stats = data.table("graph.stats", cell)
+            costs, weights = edge_costs(stats, bias=tiles.stage.bias, size_weight=0.8)
+            nothing = np.zeros(len(costs))
+            values = np.stack([costs, weights, nothing, nothing], axis=1)
+            nodes = fragment_ids(tiles.grid, cell, len(sizes))
+            edges = data.table("graph.edges", cell)
+            parts.append(Part(nodes, sizes, edges, values, np.zeros((0, 2), np.uint64), np.zeros(0)))
+        whole = Part.together(parts)
+        whole = whole.within(whole.nodes)
+        ends = np.searchsorted(whole.nodes, whole.edges)
+        costs = whole.values[:, COST] - tiles.stage.margin * whole.values[:, WEIGHT]
+        labels = solve(len(whole.nodes), ends.astype(np.uint64), costs, ["greedy-additive"])
+        return cls(whole, joined(whole.nodes, whole.edges[labels[ends[:, 0]] == labels[ends[:, 1]]]))
+
+    def repelling(self, sums: NDArray[np.int64], prior: Prior, odds: Costs) -> tuple[Ids, Costs]:
+        """Return pairs of fragments (k, 2) of groups of different classes, and by how much they repel each other.
+
+        `sums` are those of the channels over the fragments, in the order of their ids; `odds` those of two classes.
+        """
+        from bioimage_cpp.graph import UndirectedGraph
+        from bioimage_cpp.graph.lifted_multicut import lifted_edges_from_node_labels
+
+        names, group = np.unique(self.names, return_inverse=True)
+        held = np.zeros((len(names), sums.shape[1]), np.int64)
+        np.add.at(held, group, sums)
+        sizes = np.bincount(group, self.part.sizes, len(names)).astype(np.int64)
+        kinds, clear = clear_classes(held, sizes, prior.least)
+        # the largest fragment of each group speaks for it
+        order = np.lexsort((self.part.nodes, -self.part.sizes, group))
+        largest = self.part.nodes[order[np.unique(group[order], return_index=True)[1]]]
+        ends = group[np.searchsorted(self.part.nodes, self.part.edges)].astype(np.uint64)
+        contacts, _ = summed(ends, self.part.values)
+        if not len(contacts):
+            return np.zeros((0, 2), np.uint64), np.zeros(0)
+        graph = UndirectedGraph.from_unique_edges(len(names), contacts)
+        far = lifted_edges_from_node_labels(
+            graph, kinds, prior.distance, mode="different", ignore_label=0, number_of_threads=1
+        )
+        first, second = kinds[contacts].T
+        pairs = np.concatenate([contacts[(first != second) & (first > 0) & (second > 0)], far])
+        one, other = pairs.T
+        weight = np.maximum(odds[kinds[one], kinds[other]], 0) * np.minimum(clear[one], clear[other])
+        return largest[pairs], weight

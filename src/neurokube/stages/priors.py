@@ -1,0 +1,216 @@
+"""Priors: what biology knows about which fragments belong together, besides the boundaries between them.
+
+A prior looks at one of four things, and says by how much fragments attract or repel each other for it:
+
+    channels   probabilities of classes, as axon and dendrite, or of one, as glia or vessel: what is clearly of one
+               class is not of the same cell as what is clearly of another
+    objects    instances, as mitochondria and nuclei: what shares one belongs together (attract), since no cell's
+               border runs through it; what holds different ones does not (repel), as two nuclei
+    contacts   a channel of the graph, as synapses: what touches across one is two cells
+    pairs      a file of pairs of points, from whatever source: skeletons, tracts, another program
+
+`repel` and `attract` are times the log-odds that are found, which `lifted` says; 1 counts like a contact of 100 voxel
+pairs.  Two different nuclei, and pairs of a file, count as they are given.
+"""
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ..errors import ConfigurationError
+from .fusion import ChannelName
+
+Ids = NDArray[np.uint64]
+Rows = NDArray[np.int64]
+
+_SUREST = 4.0
+"""Log-odds that are as good as certain."""
+
+_NOISE = 0.25
+"""Log-odds that are no better than none."""
+
+_FEW = 100.0
+"""Contacts that are added, of all kinds alike, so that a few do not make odds."""
+
+
+class Prior(BaseModel):
+    """One thing that is known, and how much it counts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    channels: dict[ChannelName, str] | None = Field(
+        None, min_length=1, description="probabilities of classes, by name: an output of a semantics stage each"
+    )
+    objects: str | None = Field(None, description="a volume of labels: an objects stage, or an input")
+    contacts: str | None = Field(None, description="a channel of the graph")
+    pairs: str | None = Field(
+        None, description="a CSV file with the columns z1, y1, x1, z2, y2, x2 in nm, and cost: below 0 is apart"
+    )
+    repel: float = Field(0.0, ge=0, le=1000, description="how much what differs repels, times the log-odds found")
+    attract: float = Field(0.0, ge=0, le=1000, description="objects: how much fragments that share one attract")
+    least: float = Field(
+        0.7, ge=0.5, lt=1, description="probability, or share of a class, that is clear enough to count"
+    )
+    distance: int = Field(3, ge=1, le=20, description="channels: contacts between what repels, at most")
+    overlap: int = Field(50, ge=1, description="objects: voxels of one in a fragment that are no accident")
+    within: float = Field(100_000.0, gt=0, description="objects: nm between two that repel, at most")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in ("channels", "objects", "contacts", "pairs") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError("give one of channels, objects, contacts and pairs")
+        if given[0] in ("channels", "contacts") and not self.repel:
+            raise ValueError(f"{given[0]}: give 'repel', by how much what differs repels")
+        if given[0] == "objects" and not (self.repel or self.attract):
+            raise ValueError("objects: give 'attract' or 'repel', or both")
+        if given[0] != "objects" and self.attract:
+            raise ValueError("attract: goes with objects")
+        return self
+
+
+def class_sums(fragments: NDArray[np.uint32], channels: list[NDArray[np.uint8]], count: int) -> Rows:
+    """Return the sum of each channel (z, y, x) over fragments 1 to `count`, (count, channels)."""
+    flat = fragments.ravel()
+    # within a tile the sums are so small that floating point keeps them exact
+    sums = [np.bincount(flat, channel.ravel(), count + 1)[1:] for channel in channels]
+    return np.stack(sums, axis=1).astype(np.int64)
+
+
+def clear_classes(sums: Rows, sizes: Rows, least: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the class, from 1, that each group of voxels is clearly of, 0 for none, and the log-odds of it.
+
+    `sums` (n, c) are those of probabilities of 0 to 255 over `sizes` (n,) voxels.  With one channel class 1 is what
+    is in it, and 2 what is not.
+    """
+    means = sums / np.maximum(sizes, 1)[:, None] / 255
+    if sums.shape[1] == 1:
+        shares = np.concatenate([means, 1 - means], axis=1)
+    else:
+        shares = means / np.maximum(means.sum(1, keepdims=True), 1e-6)
+    best = shares.argmax(1)
+    share = np.take_along_axis(shares, best[:, None], 1)[:, 0]
+    clear = share >= least
+    odds = np.log(np.maximum(share, 1e-9) / np.maximum(1 - share, 1e-9))
+    return np.where(clear, best + 1, 0), np.where(clear, np.clip(odds, 0, _SUREST), 0.0)
+
+
+def overlaps(fragments: NDArray[np.uint32], objects: NDArray[np.uint64]) -> Rows:
+    """Return which fragments hold which objects, rows of (fragment, object, voxels); 0 is neither."""
+    inside = np.flatnonzero((objects.ravel() > 0) & (fragments.ravel() > 0))
+    if not len(inside):
+        return np.zeros((0, 3), np.int64)
+    pairs = np.stack([fragments.ravel()[inside].astype(np.uint64), objects.ravel()[inside]], axis=1)
+    found, count = np.unique(pairs, axis=0, return_counts=True)
+    return np.concatenate([found.astype(np.int64), count[:, None]], axis=1)
+
+
+def clear_contacts(stats: Rows, least: float) -> NDArray[np.bool_]:
+    """Return which edges are across what a channel shows, (m,), from its statistics (m, 12).
+
+    The highest quarter of the values counts, as it is seldom all of a contact.
+    """
+    from .graph import STATISTICS
+
+    clear: NDArray[np.bool_] = stats[:, STATISTICS.index("q75")] >= least * 510
+    return clear
+
+
+def classes(prior: Prior) -> int:
+    """Return how many classes a prior of channels tells apart."""
+    return max(2, len(prior.channels or ()))
+
+
+def met(ends: Rows, count: int) -> Rows:
+    """Return how often each two of `count` kinds meet, (count, count), symmetric; `ends` (n, 2) are their contacts."""
+    found = np.bincount(ends[:, 0] * count + ends[:, 1], minlength=count * count).reshape(count, count)
+    together: Rows = found + found.T
+    return together
+
+
+def log_odds(counts: Rows) -> NDArray[np.float64]:
+    """Return the log-odds that two kinds that meet are two cells, (c, c), above what any two are.
+
+    `counts` (2, c, c) are of contacts that are surely joined, and surely cut.  Without any the odds are even.
+    """
+    joined, cut = counts + _FEW / counts[0].size
+    odds: NDArray[np.float64] = np.log((cut / cut.sum()) / (joined / joined.sum()))
+    return np.where(np.abs(odds) < _NOISE, 0.0, odds)
+
+
+def among(edges: Ids, pairs: Ids) -> NDArray[np.bool_]:
+    """Return which edges (m, 2), sorted, are among pairs (k, 2), each with its lower id first."""
+    if not len(pairs):
+        return np.zeros(len(edges), bool)
+    both, where = np.unique(np.concatenate([pairs, edges]), axis=0, return_inverse=True)
+    known = np.zeros(len(both), bool)
+    known[where[: len(pairs)]] = True
+    found: NDArray[np.bool_] = known[where[len(pairs) :]]
+    return found
+
+
+def sharing(rows: Rows, overlap: int) -> tuple[Ids, NDArray[np.float64]]:
+    """Return pairs of fragments (k, 2) that share an object, and how clearly, from 0 to 1.
+
+    `rows` are (fragment, object, voxels).  Of each object the fragment that holds most is paired with the others, as
+    clearly as their part is large, beside the whole of the object.
+    """
+    rows = rows[rows[:, 2] >= overlap]
+    rows = rows[np.lexsort((rows[:, 0], -rows[:, 2], rows[:, 1]))]
+    if not len(rows):
+        return np.zeros((0, 2), np.uint64), np.zeros(0)
+    _, first, which = np.unique(rows[:, 1], return_index=True, return_inverse=True)
+    total = np.bincount(which, rows[:, 2])
+    others = np.ones(len(rows), bool)
+    others[first] = False
+    most = rows[first[which], 0]
+    share = np.sqrt(np.minimum(1.0, 2 * rows[:, 2] / total[which]))
+    return np.stack([most, rows[:, 0]], axis=1)[others].astype(np.uint64), share[others]
+
+
+def apart(rows: Rows, within: float) -> Ids:
+    """Return pairs of fragments (k, 2) that hold most of two different objects no farther than `within` nm.
+
+    `rows` are (fragment, object, voxels, z, y, x): where in nm the middle of those voxels is.
+    """
+    from scipy.spatial import cKDTree
+
+    rows = rows[np.lexsort((rows[:, 0], -rows[:, 2], rows[:, 1]))]
+    _, first = np.unique(rows[:, 1], return_index=True)
+    best = rows[first]
+    if len(best) < 2:
+        return np.zeros((0, 2), np.uint64)
+    near = cKDTree(best[:, 3:].astype(float)).query_pairs(within, output_type="ndarray")
+    pairs = best[:, 0][near].astype(np.uint64)
+    different: Ids = pairs[pairs[:, 0] != pairs[:, 1]]
+    return different
+
+
+def read_pairs(path: str) -> NDArray[np.float64]:
+    """Return the rows of a file of pairs, (n, 7): z1, y1, x1, z2, y2, x2 in nm, and the cost of parting.
+
+    Raises:
+        ConfigurationError: where it is no such file.
+    """
+    import csv
+
+    columns = ["z1", "y1", "x1", "z2", "y2", "x2", "cost"]
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            lines = csv.DictReader(file, skipinitialspace=True)
+            if missing := [name for name in columns if name not in (lines.fieldnames or ())]:
+                raise ConfigurationError(f"pairs: {path} has no column '{missing[0]}'; it needs {', '.join(columns)}")
+            rows = [[float(line[name]) for name in columns] for line in lines]
+    except OSError as error:
+        raise ConfigurationError(f"pairs: {path}: {error.strerror}; name a CSV file of pairs of points") from None
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"pairs: {path} holds what is no number ({error}); mend or leave out the line"
+        ) from None
+    found = np.array(rows, np.float64).reshape(-1, len(columns))
+    if not np.isfinite(found).all():
+        raise ConfigurationError(f"pairs: {path} holds what is not finite; mend or leave out the line")
+    return found
