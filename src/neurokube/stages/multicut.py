@@ -86,7 +86,9 @@ class Multicut(ForestStage):
     )
     z_bias: Bias | None = Field(None, description="bias of contacts across z [default: as of all others]")
     z_weight: float = Field(1.0, ge=0, le=100, description="how much contacts across z count beside others")
-    statistic: Statistic = Field("mean", description="what of the boundary map along an edge counts as its probability")
+    statistic: Statistic = Field(
+        "mean", description="what of the boundary map along an edge counts as its probability, without a forest"
+    )
     smallest: int = Field(
         0, ge=0, description="segments under this many voxels join the neighbour behind the weakest boundary"
     )
