@@ -222,8 +222,10 @@ def _train_forest(settings: Any, config: str, *, at_once: bool, overwrite: bool,
         from .training.forest import said, train_forest
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"{error.name} is not installed; pip install 'neurokube[train]'") from None
-    engine = _engine(_workers(settings.threads))
-    bundle = train_forest(settings, engine, overwrite=overwrite, command=f"neurokube train {config}", quiet=quiet)
+    workers = _workers(settings.threads)
+    bundle = train_forest(
+        settings, lambda: _engine(workers), overwrite=overwrite, command=f"neurokube train {config}", quiet=quiet
+    )
     for line in said(bundle):
         print(line)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
+import numpy as np
 import yaml
 from numpy.typing import NDArray
 from pydantic import (
@@ -399,7 +400,9 @@ def write_forest(folder: Path, card: dict[str, Any], arrays: dict[str, NDArray[A
     """Write a bundle of a forest; a bundle that is there is replaced, the card last."""
     from safetensors.numpy import save
 
-    finished = _write(folder, card, WEIGHTS, save(arrays))
+    # safetensors stores the memory of an array, in whatever order it lies
+    data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    finished = _write(folder, card, WEIGHTS, data)
     assert isinstance(finished, ForestCard)
     return ForestBundle(folder, finished)
 

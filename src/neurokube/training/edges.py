@@ -1,6 +1,6 @@
 """Edges of fragment graphs with their truth: whether both fragments are parts of one body, or of two."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,9 @@ class AnnotatedGraph:
         }
 
 
-def load(entry: GraphVolume, *, smallest: int, share: float, engine: Engine, quiet: bool = False) -> AnnotatedGraph:
+def load(
+    entry: GraphVolume, *, smallest: int, share: float, engine: Callable[[], Engine], quiet: bool = False
+) -> AnnotatedGraph:
     """Return the edges of a graph whose truth is known.
 
     A fragment is part of the body that holds most of its voxels, at least `share` of all it has; others, and those in
@@ -154,10 +156,11 @@ def _bodies(graph: MeasuredGraph, truth: _Truth, smallest: int, share: float) ->
     table = shared.result()
     _, sizes, body = table.sizes(table.truth)
     table = table.where((sizes[body] >= smallest) & (table.prediction > 0))
-    # the last of each fragment's rows is that of the body with most of it, of equal ones the lowest
-    order = np.lexsort((-table.truth.astype(np.int64), table.count, table.prediction))
-    table = table.where(order)
-    table = table.where(np.append(table.prediction[1:] != table.prediction[:-1], [True] * min(1, len(table))))
+    # the first of each fragment's rows is that of the body with most of it, of equal ones the lowest
+    table = table.where(np.lexsort((table.truth, -table.count, table.prediction)))
+    first = np.ones(len(table), bool)
+    first[1:] = table.prediction[1:] != table.prediction[:-1]
+    table = table.where(first)
     whole = np.concatenate([graph.data.table("fragments.sizes", cell) for cell in truth.cells])
     ids = np.concatenate(
         [fragment_ids(graph.tiles, c, len(graph.data.table("fragments.sizes", c))) for c in truth.cells]

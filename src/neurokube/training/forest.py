@@ -5,7 +5,7 @@ al., Nature Methods 14:101, 2017).  scikit-learn grows it; what is kept are flat
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,16 @@ _UNTOLD = {"volumes", "validation", "description", "licence", "workspace", "thre
 
 
 def train_forest(
-    settings: ForestTraining, engine: Engine, *, overwrite: bool = False, command: str = "", quiet: bool = False
+    settings: ForestTraining,
+    engine: Callable[[], Engine],
+    *,
+    overwrite: bool = False,
+    command: str = "",
+    quiet: bool = False,
 ) -> ForestBundle:
     """Train a forest and return its bundle, `<workspace>/<name>/model`; the same settings give the same bytes.
 
-    `engine` computes the graphs of workflows.
+    `engine` makes what computes the graphs of workflows.
 
     Raises:
         UsageError: where the folder holds another training.

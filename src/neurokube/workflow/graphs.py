@@ -1,6 +1,6 @@
 """Graphs that runs have measured, to learn from: of a run that is there, or of a workflow, computed where it is not."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -54,12 +54,13 @@ def graph_of_run(url: str, name: str | None = None) -> MeasuredGraph:
 
 
 def graph_of_workflow(
-    path: str, name: str | None = None, *, region: Box | None = None, engine: Engine, quiet: bool = False
+    path: str, name: str | None = None, *, region: Box | None = None, engine: Callable[[], Engine], quiet: bool = False
 ) -> MeasuredGraph:
     """Return the graph of a workflow's run, the only one or that of the stage `name`, computed where it is not done.
 
-    Only what the graph needs is computed, in the run's own folder: a later run of the whole workflow goes on from it,
-    and stages that cannot be planned yet, as a multicut with the forest that is to be trained, are no hindrance.
+    `engine` makes what computes it.  Only what the graph needs is computed, in the run's own folder: a later run of the
+    whole workflow goes on from it, and stages that cannot be planned yet, as a multicut with the forest that is to be
+    trained, are no hindrance.
 
     Raises:
         ConfigurationError: where there is no such workflow or stage.
@@ -73,7 +74,7 @@ def graph_of_workflow(
         raise ConfigurationError(f"{path}: {error}") from None
     # a run that has all is left as it is, with the stages that it has beyond the graph
     if _remaining(run, chosen) is not None:
-        execute(run, engine, quiet=quiet)
+        execute(run, engine(), quiet=quiet)
     return _measured(run, chosen)
 
 
