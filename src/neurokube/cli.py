@@ -219,7 +219,7 @@ def _train_forest(settings: Any, config: str, *, at_once: bool, overwrite: bool,
     if not at_once:
         raise UsageError(f"{config}: a forest is grown at one go and from nothing; leave --from and --resume out")
     try:
-        from .training.forest import said, train_forest
+        from .forests.training import said, train_forest
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"{error.name} is not installed; pip install 'neurokube[train]'") from None
     workers = _workers(settings.threads)

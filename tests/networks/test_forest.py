@@ -1,7 +1,6 @@
 """Our evaluator beside scikit-learn's, and forests among the models."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -10,14 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import RandomForestClassifier
 
-from neurokube.cli import main
 from neurokube.errors import ConfigurationError, DataError, UsageError
+from neurokube.forests.training import flattened
 from neurokube.networks import forest as module
 from neurokube.networks import load_bundle
 from neurokube.networks.bundle import write_forest
 from neurokube.networks.forest import Forest, load_forest, trees
 from neurokube.networks.proposal import propose
-from neurokube.training.forest import flattened
 
 FEATURES = 5
 CARD = {
@@ -43,21 +41,6 @@ def grown(seed=0, **options):
 @pytest.fixture
 def bundle(tmp_path):
     return write_forest(tmp_path / "edges", CARD, flattened(grown()).arrays())
-
-
-@pytest.fixture
-def neurokube(capsys, monkeypatch):
-    """Return what runs a command line, and returns its exit code and both outputs."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["neurokube", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return run
 
 
 @settings(max_examples=15)
@@ -128,15 +111,15 @@ def test_forest_in_place_of_a_network_is_refused(bundle):
         load_bundle(str(bundle.folder))
 
 
-def test_forest_is_imported_listed_and_shown(bundle, neurokube, tmp_path, monkeypatch):
+def test_forest_is_imported_listed_and_shown(bundle, command, tmp_path, monkeypatch):
     monkeypatch.setenv("NEUROKUBE_MODELS", str(tmp_path / "installed"))
-    code, said, _ = neurokube("models", "import", bundle.folder, "--name", "mine", "--licence", "CC-BY-4.0")
+    code, said, _ = command("models", "import", bundle.folder, "--name", "mine", "--licence", "CC-BY-4.0")
     assert code == 0 and "mine: boundary" in said
-    code, said, _ = neurokube("models", "list", "--json")
+    code, said, _ = command("models", "list", "--json")
     row = next(row for row in json.loads(said) if row["name"] == "mine")
     assert code == 0 and (row["kind"], row["where"], row["scores"]) == ("forest", "installed", "boundary 0.90")
-    assert "forest" in neurokube("models", "list")[1]
-    code, said, _ = neurokube("models", "show", "mine")
+    assert "forest" in command("models", "list")[1]
+    code, said, _ = command("models", "show", "mine")
     shown = yaml.safe_load(said)
     assert code == 0 and shown["architecture"]["trees"] == 7 and shown["licence"] == "CC-BY-4.0"
     assert load_forest("mine").weights.read_bytes() == bundle.weights.read_bytes()
@@ -144,17 +127,17 @@ def test_forest_is_imported_listed_and_shown(bundle, neurokube, tmp_path, monkey
     assert propose((40.0, 8.0, 8.0), label="boundary") is None
 
 
-def test_damaged_forest_is_not_imported(bundle, neurokube, tmp_path, monkeypatch):
+def test_damaged_forest_is_not_imported(bundle, command, tmp_path, monkeypatch):
     monkeypatch.setenv("NEUROKUBE_MODELS", str(tmp_path / "installed"))
     arrays = bundle.arrays()
     write_forest(bundle.folder, CARD, {**arrays, "children": arrays["children"] * 0})
-    code, _, said = neurokube("models", "import", bundle.folder)
+    code, _, said = command("models", "import", bundle.folder)
     assert code == 65 and "they are no trees" in said and said.count("\n") == 1
     assert not list((tmp_path / "installed").glob("*"))
 
 
-def test_what_does_not_apply_to_a_forest_is_said(bundle, neurokube, tmp_path):
-    code, _, said = neurokube("models", "export", bundle.folder, tmp_path / "a.zip")
+def test_what_does_not_apply_to_a_forest_is_said(bundle, command, tmp_path):
+    code, _, said = command("models", "export", bundle.folder, tmp_path / "a.zip")
     assert code == 64 and "a forest, which no other program reads; copy its folder" in said
-    code, _, said = neurokube("models", "import", bundle.folder, "--window", "16,64,64", "--folder", tmp_path / "x")
+    code, _, said = command("models", "import", bundle.folder, "--window", "16,64,64", "--folder", tmp_path / "x")
     assert code == 64 and "--window" in said and "sees no image; leave it out" in said

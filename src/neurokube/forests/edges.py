@@ -13,11 +13,11 @@ from ..errors import ConfigurationError, DataError
 from ..evaluation import Contingency, ContingencySum
 from ..stages.features import missing_channels, read_features
 from ..stages.graph import fragment_ids
+from ..training.config import GraphVolume
 from ..volumes import Volume, open_volume
 from ..volumes.resampling import ALIKE
 from ..volumes.volume import nanometres
 from ..workflow.graphs import MeasuredGraph, graph_of_run, graph_of_workflow
-from .config import GraphVolume
 
 Ids = NDArray[np.uint64]
 

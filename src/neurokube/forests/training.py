@@ -23,10 +23,10 @@ from ..networks.forest import Forest
 from ..networks.proposal import fits
 from ..progress import console
 from ..stages.features import feature_names
+from ..training.config import ForestTraining, GraphVolume
+from ..training.folder import MARK, claim
 from ..volumes.volume import nanometres
-from .config import ForestTraining, GraphVolume
 from .edges import AnnotatedGraph, check_channels, load
-from .folder import MARK, claim
 
 _UNTOLD = {"volumes", "validation", "description", "licence", "workspace", "threads"}
 """Settings that the card tells elsewhere, or that are of no use to others."""

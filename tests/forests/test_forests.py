@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 import yaml
-from blobs import write
 
 from neurokube.blocks import Box
 from neurokube.engines import InProcess
+from neurokube.forests.edges import load
+from neurokube.forests.training import said, train_forest
 from neurokube.networks.forest import load_forest
 from neurokube.training import parse_training
 from neurokube.training.config import GraphVolume
-from neurokube.training.edges import load
-from neurokube.training.forest import said, train_forest
-from neurokube.volumes import Store, open_volume
+from neurokube.volumes import Store, VolumeSpec, create, open_volume
 from neurokube.workflow import Run, execute, load_workflow, parse_workflow
 
 SHAPE = (8, 160, 160)
@@ -35,9 +34,16 @@ def tissue(tmp_path_factory):
     execute(made, InProcess(), quiet=True)
     for name, kind in (("labels", "labels"), ("boundaries", "image")):
         voxels = open_volume(f"{made.url}/synthesis/{name}").read(Box.of(SHAPE))
-        write(folder / f"{name}.zarr", voxels, kind, voxel_size=VOXEL_SIZE)
+        write(folder / f"{name}.zarr", voxels, kind)
     execute(Run.planned(load_workflow(workflow(folder, "done"))), InProcess(), quiet=True)
     return folder
+
+
+def write(path, data, kind="labels", **fields):
+    """Write a volume and return its path."""
+    spec = VolumeSpec(data.shape, data.dtype.name, **{"voxel_size": VOXEL_SIZE, "kind": kind, **fields})
+    create(str(path), spec).write(spec.box, data)
+    return str(path)
 
 
 def workflow(folder, name, tissue=None, **stages):
@@ -113,7 +119,7 @@ def test_truth_of_a_part_lies_where_its_offset_says(tissue, tmp_path):
     part = Box((2, 20, 30), (8, 120, 150))
     voxels = open_volume(str(tissue / "labels.zarr")).read(part)
     offset = tuple(a * v for a, v in zip(part.start, VOXEL_SIZE, strict=True))
-    truth = write(tmp_path / "part.zarr", voxels, voxel_size=VOXEL_SIZE, offset=offset)
+    truth = write(tmp_path / "part.zarr", voxels, offset=offset)
     assert known(edges_of(tissue, truth=truth)) == known(edges_of(tissue, region=str(part)))
 
 
@@ -178,7 +184,7 @@ def test_workflow_that_names_the_forest_to_be_trained(tissue, settings, tmp_path
 
 
 @pytest.fixture
-def refused(tissue, tmp_path, neurokube):
+def refused(tissue, tmp_path, command):
     """Return what trains with changed settings by the command line, and returns the exit code and the one line."""
 
     def run(*options, volume=None, **fields):
@@ -186,7 +192,7 @@ def refused(tissue, tmp_path, neurokube):
         if volume is not None:
             content["volumes"] = [{**content["volumes"][0], **volume}]
         (tmp_path / "edges.yaml").write_text(yaml.safe_dump(content))
-        code, said = neurokube("train", tmp_path / "edges.yaml", "-q", *options)
+        code, _, said = command("train", tmp_path / "edges.yaml", "-q", *options)
         assert said.startswith("neurokube: ") and said.count("\n") == 1 and "a bug" not in said
         assert not list(tmp_path.rglob("training.json"))
         return code, said
@@ -251,7 +257,7 @@ def test_region_outside(refused):
 
 def test_truth_that_does_not_overlap(refused, tissue, tmp_path):
     voxels = np.ones((2, 8, 8), np.uint64)
-    truth = write(tmp_path / "far.zarr", voxels, voxel_size=VOXEL_SIZE, offset=(0.0, 9000.0, 0.0))
+    truth = write(tmp_path / "far.zarr", voxels, offset=(0.0, 9000.0, 0.0))
     code, said = refused(volume={"truth": truth})
     assert code == 65 and f"{truth}: lies at" in said and "check its offset and the region" in said
 
@@ -272,20 +278,18 @@ def test_truth_that_is_an_image_or_missing(refused, tissue, tmp_path):
 def test_truth_without_bodies(refused, tmp_path):
     code, said = refused(smallest=10**9)
     assert code == 65 and "of no edge of" in said and "'smallest' (1000000000)" in said
-    code, said = refused(
-        volume={"truth": write(tmp_path / "0.zarr", np.zeros(SHAPE, np.uint64), voxel_size=VOXEL_SIZE)}
-    )
+    code, said = refused(volume={"truth": write(tmp_path / "0.zarr", np.zeros(SHAPE, np.uint64))})
     assert code == 65 and "of no edge of" in said
 
 
 def test_edges_of_one_class(refused, tmp_path):
-    truth = write(tmp_path / "one.zarr", np.ones(SHAPE, np.uint64), voxel_size=VOXEL_SIZE)
+    truth = write(tmp_path / "one.zarr", np.ones(SHAPE, np.uint64))
     code, said = refused(volume={"truth": truth})
     assert code == 65 and "volumes: all" in said and "lie within one body" in said
 
 
 def test_validation_of_one_class(refused, tissue, tmp_path):
-    truth = write(tmp_path / "one.zarr", np.ones(SHAPE, np.uint64), voxel_size=VOXEL_SIZE)
+    truth = write(tmp_path / "one.zarr", np.ones(SHAPE, np.uint64))
     code, said = refused(validation=[{"run": str(tissue / "runs" / "done"), "truth": truth}])
     assert code == 65 and "validation: all" in said
 
@@ -305,9 +309,9 @@ def test_from_and_resume(refused):
         assert code == 64 and "grown at one go and from nothing" in said
 
 
-def test_earlier_training_is_kept(settings, neurokube, tissue, tmp_path):
+def test_earlier_training_is_kept(settings, command, tissue, tmp_path):
     trained(settings())
     (tmp_path / "edges.yaml").write_text(yaml.safe_dump(document(tissue, tmp_path)))
-    code, said = neurokube("train", tmp_path / "edges.yaml", "-q")
+    code, _, said = command("train", tmp_path / "edges.yaml", "-q")
     assert code == 64 and "holds a training already; replace it by --overwrite" in said
-    assert neurokube("train", tmp_path / "edges.yaml", "-q", "--overwrite")[0] == 0
+    assert command("train", tmp_path / "edges.yaml", "-q", "--overwrite")[0] == 0
