@@ -165,7 +165,7 @@ def test_graph_without_the_filter_is_refused_with_what_to_add(measured, tmp_path
 
 def test_graph_without_the_channel_is_refused_with_what_to_add(measured, tmp_path):
     forest = stump(tmp_path / "stump", (), channels=["membranes"])
-    with pytest.raises(ConfigurationError, match=r"learned from membranes too.*add 'membranes' to its channels"):
+    with pytest.raises(ConfigurationError, match=r"learned from membranes too.*add membranes to its channels"):
         settled(measured, forest)
 
 
@@ -186,6 +186,16 @@ def test_voxels_that_are_too_different_are_refused_and_others_remarked(measured,
 def test_network_in_place_of_a_forest_is_refused(measured):
     with pytest.raises(ConfigurationError, match="forest: synthetic-40-8-8 is a network"):
         settled(measured, "synthetic-40-8-8")
+
+
+def test_forest_that_is_not_there_is_refused(measured):
+    with pytest.raises(ConfigurationError, match=r"forest: there is no model 'nothing'.*neurokube train"):
+        settled(measured, "nothing")
+
+
+def test_best_of_a_comparison_is_no_forest(measured):
+    with pytest.raises(ConfigurationError, match="forest: 'best of' chooses among networks"):
+        settled(measured, "best of evaluation.json")
 
 
 def test_forest_that_changed_since_the_run_was_planned_is_refused(measured, tmp_path):

@@ -154,18 +154,16 @@ def _bodies(graph: MeasuredGraph, truth: _Truth, smallest: int, share: float) ->
         box, bodies = truth.read(graph.tiles.box(cell))
         shared.add(Contingency.of(fragments.read(box), bodies))
     table = shared.result()
-    _, sizes, body = table.sizes(table.truth)
-    table = table.where((sizes[body] >= smallest) & (table.prediction > 0))
+    _, voxels, body = table.sizes(table.truth)
+    table = table.where((voxels[body] >= smallest) & (table.prediction > 0))
     # the first of each fragment's rows is that of the body with most of it, of equal ones the lowest
     table = table.where(np.lexsort((table.truth, -table.count, table.prediction)))
     first = np.ones(len(table), bool)
     first[1:] = table.prediction[1:] != table.prediction[:-1]
     table = table.where(first)
-    whole = np.concatenate([graph.data.table("fragments.sizes", cell) for cell in truth.cells])
-    ids = np.concatenate(
-        [fragment_ids(graph.tiles, c, len(graph.data.table("fragments.sizes", c))) for c in truth.cells]
-    )
-    enough = table.count >= share * whole[np.searchsorted(ids, table.prediction)]
+    sizes = [graph.data.table("fragments.sizes", cell) for cell in truth.cells]
+    ids = np.concatenate([fragment_ids(graph.tiles, c, len(s)) for c, s in zip(truth.cells, sizes, strict=True)])
+    enough = table.count >= share * np.concatenate(sizes)[np.searchsorted(ids, table.prediction)]
     return _Bodies(table.prediction[enough], table.truth[enough])
 
 

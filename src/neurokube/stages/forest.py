@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..blocks import Grid
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, UsageError
 from ..networks.bundle import BEST, ForestBundle, ForestCard
 from ..networks.forest import Forest, load_forest, trees
 from ..networks.proposal import far, fits
@@ -73,7 +73,7 @@ class ForestStage(Stage):
             return self.model_copy(update={"settled": None})
         if self.forest.startswith(BEST):
             raise ConfigurationError("forest: 'best of' chooses among networks; name a forest")
-        card, size = self.bundle.card, sources["fragments"].spec.voxel_size
+        card, size = self._card, sources["fragments"].spec.voxel_size
         _check_channels(self.forest, card, sources["graph"])
         if not fits(card.voxel_size, size):
             raise ConfigurationError(
@@ -83,6 +83,16 @@ class ForestStage(Stage):
         assert self.trees is not None  # damaged weights are found now and not by a worker
         found = SettledForest(sha256=card.sha256, card=_digest(card), voxel_size=size)
         return self.model_copy(update={"settled": found})
+
+    @property
+    def _card(self) -> ForestCard:
+        try:
+            return self.bundle.card
+        except UsageError:
+            raise ConfigurationError(
+                f"forest: there is no model '{self.forest}', by this name or as a folder beside the workflow file; "
+                "train it with 'neurokube train', or name another"
+            ) from None
 
     def check_worker(self) -> None:
         """Check that the forest is the one that was planned with."""
@@ -131,11 +141,14 @@ def _check_channels(model: str, card: ForestCard, graph: Source) -> None:
     missing = missing_channels(needed_channels(card), graph.outputs)
     if not missing:
         return
-    filters = {f.name: f"add {{filter: {f.filter}, width: {f.width:g}}} to its filters" for f in card.filters}
-    remedies = [filters.get(name, f"add '{name}' to its channels") for name in missing]
+    lacking = {
+        "channels": [name for name in card.channels if name in missing],
+        "filters": [f"{{filter: {f.filter}, width: {f.width:g}}}" for f in card.filters if f.name in missing],
+    }
+    remedies = [f"add {', '.join(names)} to its {field}" for field, names in lacking.items() if names]
     raise ConfigurationError(
         f"forest: {model} learned from {', '.join(missing)} too, on which the graph '{graph.name}' has not measured "
-        f"edges; {', '.join(remedies)}"
+        f"edges; {', and '.join(remedies)}"
     )
 
 
