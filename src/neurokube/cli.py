@@ -187,11 +187,14 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier training of that name")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a network, or fine-tune a model; what comes out is a model bundle."""
+    """Train a network or a forest, or fine-tune a model; what comes out is a model bundle."""
     from .errors import ConfigurationError
-    from .training import load_training
+    from .training import ForestTraining, load_training
 
     settings = load_training(config)
+    if isinstance(settings, ForestTraining):
+        _train_forest(settings, config, at_once=from_ is None and not resume, overwrite=overwrite, quiet=quiet)
+        return
     try:
         from .training.trainer import train as train_network
     except ModuleNotFoundError as error:
@@ -208,6 +211,23 @@ def train(
         print(f"  {validation['psnr']:.2f} dB in validation; linear interpolation {validation['psnr_linear']:.2f} dB")
     if unknown:
         print(f"note: validation volumes do not tell {', '.join(unknown)} from what is not: no threshold was chosen")
+
+
+def _train_forest(settings: Any, config: str, *, at_once: bool, overwrite: bool, quiet: bool) -> None:
+    from .errors import ConfigurationError, UsageError
+
+    if not at_once:
+        raise UsageError(f"{config}: a forest is grown at one go and from nothing; leave --from and --resume out")
+    try:
+        from .forests.training import said, train_forest
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"{error.name} is not installed; pip install 'neurokube[train]'") from None
+    workers = _workers(settings.threads)
+    bundle = train_forest(
+        settings, lambda: _engine(workers), overwrite=overwrite, command=f"neurokube train {config}", quiet=quiet
+    )
+    for line in said(bundle):
+        print(line)
 
 
 @app.command()

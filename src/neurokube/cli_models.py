@@ -28,10 +28,10 @@ def list_(as_json: AsJson = False) -> None:
 @app.command()
 def show(model: Model, as_json: AsJson = False) -> None:
     """Show the card of a model."""
-    from .networks.bundle import load_bundle
+    from .networks.bundle import load_any
     from .networks.exchange.tables import describe, print_description
 
-    description = describe(load_bundle(model))
+    description = describe(load_any(model))
     if as_json:
         print(json.dumps(description, indent=2))
     else:
@@ -104,10 +104,16 @@ def export(
     from pathlib import Path
     from typing import cast
 
-    from .networks.bundle import load_bundle
+    from .errors import UsageError
+    from .networks.bundle import Bundle, load_any
     from .networks.exchange.exporting import Format, export_model
 
-    bundle = load_bundle(model)
+    bundle = load_any(model)
+    if not isinstance(bundle, Bundle):
+        raise UsageError(
+            f"{model}: a forest, which no other program reads; copy its folder, {bundle.folder}, to where it is "
+            "wanted, and import it there with 'neurokube models import'"
+        )
     image = None if sample is None else _middle(sample, bundle.card.window)
     path = export_model(bundle, Path(destination), format=cast(Format, format), sample=image, overwrite=overwrite)
     if as_json:

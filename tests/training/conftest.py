@@ -1,15 +1,12 @@
 """What the tests of training share."""
 
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from blobs import blobs, document, write
 
-from neurokube.cli import main
 from neurokube.training import Training, parse_training
 
 
@@ -41,17 +38,11 @@ def settings(tissue, tmp_path) -> Callable[..., Training]:
 
 
 @pytest.fixture
-def neurokube(capsys, monkeypatch) -> Iterator[Callable[..., tuple[int, str]]]:
+def neurokube(command) -> Callable[..., tuple[int, str]]:
     """Return what runs a command line, and returns its exit code and what it said on standard error."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*arguments: Any) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["neurokube", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0), capsys.readouterr().err
+        code, _, said = command(*arguments)
+        return code, said
 
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return run

@@ -47,6 +47,8 @@ def test_every_field_of_every_stage_is_shown_with_its_meaning(image, tmp_path):
     text = workflow_text(image, tmp_path)
     for stage in load(tmp_path, text).stages.values():
         for name, field in type(stage).model_fields.items():
+            if name in stage.found:
+                continue
             assert re.search(rf"    # {name}: .*# {re.escape(field.description)}", text)
 
 

@@ -1,4 +1,4 @@
-"""Model bundles: weights as safetensors beside a card that says what they are.
+"""Model bundles: weights as safetensors beside a card that says what they are, a network or a forest.
 
 <bundle>/card.yaml
 <bundle>/weights.safetensors      (or model.pt, TorchScript, or model.onnx, of models from elsewhere)
@@ -14,9 +14,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CARD = "card.yaml"
-WEIGHTS = "weights.safetensors"
+WEIGHTS: Final = "weights.safetensors"
 
 
 class _Strict(BaseModel):
@@ -126,6 +128,14 @@ class PythonArchitecture(_Strict):
     arguments: dict[str, Any] = {}
 
 
+class ForestArchitecture(_Strict):
+    """A random forest over edges of a fragment graph (`networks.forest`)."""
+
+    kind: Literal["forest"] = "forest"
+    trees: PositiveInt
+    features: tuple[str, ...] = Field(min_length=1, description="what it sees of an edge, in order (`stages.features`)")
+
+
 Architecture = Annotated[
     UNetArchitecture
     | InceptionArchitecture
@@ -147,9 +157,7 @@ Name = Annotated[str, AfterValidator(_named)]
 """What a model, and with it its training, may be called: a folder's name anywhere."""
 
 
-class Card(_Strict):
-    """What a model is: everything that is needed to run it, to judge it, and to make it again."""
-
+class _Named(_Strict):
     format: Literal[1] = 1
     name: Name
     description: str = ""
@@ -157,6 +165,11 @@ class Card(_Strict):
     authors: tuple[str, ...] = ()
     citations: tuple[str, ...] = ()
     neurokube: str = __version__
+
+
+class Card(_Named):
+    """What a network is: everything that is needed to run it, to judge it, and to make it again."""
+
     architecture: Architecture
     channels: PositiveInt = Field(1, description="image channels")
     labels: tuple[str, ...] = Field(min_length=1, description="what the output channels are, in order")
@@ -207,17 +220,50 @@ class Card(_Strict):
         return self.architecture.factor if isinstance(self.architecture, GeneratorArchitecture) else 1
 
 
+class EdgeFilter(_Strict):
+    """A filter of the image, of `width` nm, that edges were measured on; `name` is what the graph calls it."""
+
+    name: str
+    filter: str
+    width: PositiveFloat
+
+
+class ForestCard(_Named):
+    """What a forest is: the features that it sees of an edge, and what a graph must have measured for them."""
+
+    architecture: ForestArchitecture
+    labels: tuple[Literal["boundary"]] = Field(("boundary",), description="the one thing that it tells of an edge")
+    channels: tuple[str, ...] = Field((), description="further channels of the graph that it sees, by name")
+    filters: tuple[EdgeFilter, ...] = Field((), description="filters of the image that it sees")
+    voxel_size: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(description="nm (z, y, x) of the fragments")
+    modality: str | None = None
+    scores: dict[str, Any] = {}
+    training: dict[str, Any] = Field({}, description="data and its licences, settings, the command that made it")
+    weights: Literal["weights.safetensors"] = WEIGHTS
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+AnyCard = Card | ForestCard
+
+
 @dataclass(frozen=True)
-class Bundle:
+class AnyBundle:
     """A model on disk whose card was read and whose weights have the checksum that it names."""
 
     folder: Path
-    card: Card
+    card: AnyCard
 
     @property
     def weights(self) -> Path:
         """The file of weights."""
         return self.folder / self.card.weights
+
+
+@dataclass(frozen=True)
+class Bundle(AnyBundle):
+    """A network."""
+
+    card: Card
 
     def tensors(self) -> "dict[str, Tensor]":
         """Return the weights of a safetensors file.
@@ -244,15 +290,42 @@ class Bundle:
         return build(self, fold=fold)
 
 
+@dataclass(frozen=True)
+class ForestBundle(AnyBundle):
+    """A forest."""
+
+    card: ForestCard
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what its file of weights holds.
+
+        Raises:
+            DataError: where it cannot be read.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            return load_file(self.weights)
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{self.weights}: cannot be read ({error}); get the bundle again") from None
+
+
 def load_bundle(model: str) -> Bundle:
-    """Open a bundle by the path of its folder, or by the name of an installed or shipped one.
+    """Open a network by the path of its bundle's folder, or by the name of an installed or shipped one.
 
     Raises:
-        UsageError: where there is none.
+        UsageError: where there is none, or it is a forest.
         DataError: where it is damaged: names what.
     """
+    found = load_any(model)
+    return Bundle(found.folder, _of_network(found.card, found.folder))
+
+
+def load_any(model: str) -> AnyBundle:
+    """Open a network or a forest; otherwise as `load_bundle`."""
     folder = find(model)
-    card = read_card(folder)
+    card = read_any_card(folder)
     weights = folder / card.weights
     if not weights.is_file():
         raise DataError(f"{folder}: its weights ({card.weights}) are missing; get the bundle again")
@@ -262,25 +335,49 @@ def load_bundle(model: str) -> Bundle:
             f"{weights}: its checksum is {found[:12]}..., the card says {card.sha256[:12]}...; "
             "the file is damaged or was exchanged: get the bundle again"
         )
-    return Bundle(folder, card)
+    return ForestBundle(folder, card) if isinstance(card, ForestCard) else Bundle(folder, _of_network(card, folder))
 
 
 def read_card(folder: Path) -> Card:
-    """Read the card of a bundle.
+    """Read the card of a network.
+
+    Raises:
+        UsageError: where it is that of a forest.
+        DataError: where there is none or it says something that cannot be.
+    """
+    return _of_network(read_any_card(folder), folder)
+
+
+def _of_network(card: AnyCard, folder: Path) -> Card:
+    if not isinstance(card, Card):
+        raise UsageError(
+            f"{folder}: a forest, which tells boundaries between fragments, where a network is needed; name a network "
+            "here, and the forest in a multicut stage, as 'forest'"
+        )
+    return card
+
+
+def read_any_card(folder: Path) -> AnyCard:
+    """Read the card of a network or a forest.
 
     Raises:
         DataError: where there is none or it says something that cannot be.
     """
     path = folder / CARD
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Card.model_validate(document)
+        return _validated(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise surroundings(error, str(path)) or DataError(f"{path}: {error.strerror}; name a model bundle") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: no YAML ({' '.join(str(error).split())[:100]}); get the bundle again") from None
     except ValidationError as error:
         raise DataError(f"{path}: {first_mistake(error)}") from None
+
+
+def _validated(document: Any) -> AnyCard:
+    architecture = document.get("architecture") if isinstance(document, dict) else None
+    is_forest = isinstance(architecture, dict) and architecture.get("kind") == "forest"
+    return ForestCard.model_validate(document) if is_forest else Card.model_validate(document)
 
 
 def first_mistake(error: ValidationError) -> str:
@@ -299,14 +396,29 @@ def write_bundle(folder: Path, card: dict[str, Any], tensors: "dict[str, Tensor]
     return write_files(folder, card, WEIGHTS, data)
 
 
+def write_forest(folder: Path, card: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ForestBundle:
+    """Write a bundle of a forest; a bundle that is there is replaced, the card last."""
+    from safetensors.numpy import save
+
+    # safetensors stores the memory of an array, in whatever order it lies
+    data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    finished = _write(folder, card, WEIGHTS, data)
+    assert isinstance(finished, ForestCard)
+    return ForestBundle(folder, finished)
+
+
 def write_files(folder: Path, card: dict[str, Any], weights: str, data: bytes) -> Bundle:
-    """Write a bundle whose weights are the bytes of a file named `weights`.
+    """Write a network whose weights are the bytes of a file named `weights`.
 
     Raises:
         DataError: where the card cannot be.
     """
+    return Bundle(folder, _of_network(_write(folder, card, weights, data), folder))
+
+
+def _write(folder: Path, card: dict[str, Any], weights: str, data: bytes) -> AnyCard:
     try:
-        finished = Card.model_validate({**card, "weights": weights, "sha256": hashlib.sha256(data).hexdigest()})
+        finished = _validated({**card, "weights": weights, "sha256": hashlib.sha256(data).hexdigest()})
     except ValidationError as error:
         raise DataError(first_mistake(error)) from None
     folder.mkdir(parents=True, exist_ok=True)
@@ -314,10 +426,10 @@ def write_files(folder: Path, card: dict[str, Any], weights: str, data: bytes) -
         part = folder / f".{name}.part"
         part.write_bytes(content)
         part.replace(folder / name)
-    return Bundle(folder, finished)
+    return finished
 
 
-def _yaml(card: Card) -> str:
+def _yaml(card: AnyCard) -> str:
     text: str = yaml.safe_dump(
         card.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True, width=100
     )
@@ -364,13 +476,13 @@ def _best(file: Path) -> str:
         raise DataError(f"{file}: not what 'neurokube evaluate --models' writes") from None
 
 
-def known() -> Iterator[tuple[Card, str]]:
+def known() -> Iterator[tuple[AnyCard, str]]:
     """Yield the cards of all installed and shipped models, and which of the two each is; damaged ones are left out."""
     seen = set()
     for place, kind in ((installed_folder(), "installed"), (SHIPPED, "shipped")):
         for path in sorted(place.glob(f"*/{CARD}")):
             try:
-                card = read_card(path.parent)
+                card = read_any_card(path.parent)
             except DataError:
                 continue
             if path.parent.name not in seen:

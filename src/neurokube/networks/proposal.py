@@ -46,7 +46,7 @@ def propose(voxel_size: VoxelSize, modality: str | None = None, label: str = "me
     """Return the known model of `label` whose voxel size and modality are nearest; None where none fits."""
     found = []
     for card, _ in known():
-        if label in card.labels and card.channels == 1 and fits(card.voxel_size, voxel_size):
+        if isinstance(card, Card) and label in card.labels and card.channels == 1 and fits(card.voxel_size, voxel_size):
             other = _OTHER_MODALITY if modality and card.modality and card.modality != modality else 0.0
             found.append((far(card.voxel_size, voxel_size) + other, card.name, card))
     if not found:

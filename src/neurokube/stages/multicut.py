@@ -47,13 +47,13 @@ from .base import (
     Extent,
     FileOutput,
     Source,
-    Stage,
     Step,
     TableOutput,
     Target,
     over_cells,
 )
 from .costs import Statistic, boundary_probability, edge_costs
+from .forest import ForestStage
 from .graph import STATISTICS, fragment_ids
 from .problem import COST, Ids, Part, absorb_small, consecutive, has, joined, lookup, summed
 from .solvers import SolverName, energy
@@ -68,7 +68,7 @@ _FIRST_BLOCK = 2560.0
 """Length in nm of a block of the first level."""
 
 
-class Multicut(Stage):
+class Multicut(ForestStage):
     """Partition of the fragment graph."""
 
     kind: ClassVar[str] = "multicut"
@@ -86,7 +86,9 @@ class Multicut(Stage):
     )
     z_bias: Bias | None = Field(None, description="bias of contacts across z [default: as of all others]")
     z_weight: float = Field(1.0, ge=0, le=100, description="how much contacts across z count beside others")
-    statistic: Statistic = Field("mean", description="what of the boundary map along an edge counts as its probability")
+    statistic: Statistic = Field(
+        "mean", description="what of the boundary map along an edge counts as its probability, without a forest"
+    )
     smallest: int = Field(
         0, ge=0, description="segments under this many voxels join the neighbour behind the weakest boundary"
     )
@@ -190,15 +192,19 @@ class _Levels:
     def costs(self, cell: int, box: Box, data: Data) -> None:
         """Give each edge of a tile its cost."""
         stage, stats = self.stage, data.table("graph.stats", cell)
+        learned = stage.boundaries(cell, data, self.tiles)
         costs, weights = edge_costs(
             stats,
-            boundary_probability(stats, stage.statistic),
+            boundary_probability(stats, stage.statistic) if learned is None else learned,
             bias=stage.bias,
             size_weight=stage.size_weight,
             z_bias=stage.z_bias,
             z_weight=stage.z_weight,
         )
         pairs, total = (stats[:, STATISTICS.index(name)].astype(np.float64) for name in ("pairs", "sum"))
+        if learned is not None:
+            # as many as the boundary map would have summed up to, and whole, so that sums of them are exact
+            total = np.rint(learned * pairs * 510)
         data.put("values", cell, np.stack([costs, weights, pairs, total], axis=1))
 
     def part(self, level: int, block: int, data: Data) -> Part:

@@ -1,5 +1,5 @@
 """Training: volumes in, a model bundle out."""
 
-from .config import Training, load_training, parse_training
+from .config import ForestTraining, Training, load_training, parse_training
 
-__all__ = ["Training", "load_training", "parse_training"]
+__all__ = ["ForestTraining", "Training", "load_training", "parse_training"]

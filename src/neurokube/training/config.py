@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -24,6 +25,19 @@ from ..volumes.store import placed
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Modality = Literal["sstem", "sbf-sem", "fib-sem"]
+
+
+def _parsed(region: str) -> str:
+    try:
+        parse_region(region)
+    except UsageError as error:
+        # YAML cuts {region: 0:4,0:8,0:8} at the commas
+        quotes = "" if "," in region else "; within braces, in quotes"
+        raise ValueError(f"{error}{quotes}") from None
+    return region
+
+
+Region = Annotated[str, AfterValidator(_parsed)]
 
 
 class _Strict(BaseModel):
@@ -71,20 +85,8 @@ class ImageVolume(_Strict):
     """An image, or a part of it."""
 
     image: str
-    region: str | None = Field(None, description="Z0:Z1,Y0:Y1,X0:X1 in voxels of the image, the part to use")
+    region: Region | None = Field(None, description="Z0:Z1,Y0:Y1,X0:X1 in voxels of the image, the part to use")
     weight: PositiveFloat = Field(1.0, description="how often windows come from here")
-
-    @field_validator("region")
-    @classmethod
-    def _region(cls, region: str | None) -> str | None:
-        if region is not None:
-            try:
-                parse_region(region)
-            except UsageError as error:
-                # YAML cuts {region: 0:4,0:8,0:8} at the commas
-                quotes = "" if "," in region else "; within braces, in quotes"
-                raise ValueError(f"{error}{quotes}") from None
-        return region
 
     def placed(self, folder: Path) -> Self:
         """Return the same with its path, which counts from `folder`, as it is from anywhere."""
@@ -109,6 +111,34 @@ class AnnotatedVolume(ImageVolume):
         return super().placed(folder).model_copy(update={"truth": truth})
 
 
+class GraphVolume(_Strict):
+    """A fragment graph, and the bodies that its fragments are parts of."""
+
+    run: str | None = Field(None, description="folder of a run whose graph is done")
+    workflow: str | None = Field(None, description="or a workflow file: what its graph needs is computed in its run")
+    graph: str | None = Field(None, description="the graph stage [default: the only one]")
+    truth: str = Field(description="label volume of bodies, 0 where there is none; its offset says where it lies")
+    region: Region | None = Field(
+        None, description="Z0:Z1,Y0:Y1,X0:X1 in voxels: the part of the run to use, or of the workflow to compute"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.run is None) == (self.workflow is None):
+            raise ValueError("give either 'run', the folder of a run, or 'workflow', a file")
+        return self
+
+    @property
+    def path(self) -> str:
+        """The run or the workflow."""
+        return self.run or self.workflow or ""
+
+    def placed(self, folder: Path) -> Self:
+        """Return the same with its paths, which count from `folder`, as they are from anywhere."""
+        paths = {"run": self.run, "workflow": self.workflow, "truth": self.truth}
+        return self.model_copy(update={f: placed(path, folder) for f, path in paths.items() if path is not None})
+
+
 class Augmentation(_Strict):
     """What is done to training windows; probabilities a window, strengths at most this much."""
 
@@ -126,16 +156,33 @@ class Augmentation(_Strict):
     blur: NonNegativeFloat = Field(1.0, description="largest deviation of blur in pixels")
 
 
-class Schedule(_Strict):
-    """What trainings of every task have in common: a name, a length, a machine."""
+class Settings(_Strict):
+    """What trainings of every task have in common."""
 
     task: str
     name: Name
     workspace: str = Field("models", description="what is trained is written to <workspace>/<name>")
+    modality: Modality | None = Field(None, description="how the images were taken")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    threads: PositiveInt | None = Field(None, description="processor threads [default: all]")
+    licence: str | None = Field(None, description="licence of the data, kept in the model's card")
+    description: str = ""
+
+    def placed(self, folder: Path) -> Self:
+        """Return the same with its paths, which count from `folder`, as they are from anywhere."""
+        changed: dict[str, Any] = {"workspace": placed(self.workspace, folder)}
+        for field, value in self:
+            if isinstance(value, tuple) and value and isinstance(value[0], ImageVolume | GraphVolume):
+                changed[field] = tuple(volume.placed(folder) for volume in value)
+        return self.model_copy(update=changed)
+
+
+class Schedule(Settings):
+    """What trainings of networks have in common: a length, a machine."""
+
     voxel_size: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
         None, description="nm (z, y, x) the network sees [default: that of the model or the first volume]"
     )
-    modality: Modality | None = Field(None, description="how the images were taken")
     batch: PositiveInt = 2
     steps: PositiveInt = 2000
     interval: PositiveInt = Field(100, description="steps between checkpoints, validations and pictures")
@@ -145,24 +192,12 @@ class Schedule(_Strict):
     average: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.99, description="decay of the average of the weights; 0: none"
     )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     devices: PositiveInt | Literal["auto"] = "auto"
-    threads: PositiveInt | None = Field(None, description="processor threads [default: all]")
     loaders: Annotated[int, Field(ge=0)] = Field(
         0, description="processes that prepare windows; 0: none beside the training"
     )
     loggers: tuple[Literal["tensorboard", "mlflow"], ...] = ("tensorboard",)
-    licence: str | None = Field(None, description="licence of the data, kept in the model's card")
-    description: str = ""
-
-    def placed(self, folder: Path) -> Self:
-        """Return the same with its paths, which count from `folder`, as they are from anywhere."""
-        changed: dict[str, Any] = {"workspace": placed(self.workspace, folder)}
-        for field, value in self:
-            if isinstance(value, tuple) and value and isinstance(value[0], ImageVolume):
-                changed[field] = tuple(volume.placed(folder) for volume in value)
-        return self.model_copy(update=changed)
 
 
 class Training(Schedule):
@@ -327,15 +362,43 @@ class Translation(ImageTraining):
         return super().placed(folder).model_copy(update={"segmentation": model})
 
 
+class ForestTraining(Settings):
+    """The training of a forest that tells which edges of a fragment graph are boundaries, `task: forest`."""
+
+    task: Literal["forest"]
+    volumes: tuple[GraphVolume, ...] = Field(min_length=1)
+    validation: tuple[GraphVolume, ...] = Field((), description="other parts, to tell how good the forest is")
+    channels: tuple[str, ...] | None = Field(
+        None, description="channels and filters of the graph to learn from, by name [default: all of the first]"
+    )
+    smallest: Annotated[int, Field(ge=0)] = Field(0, description="bodies of fewer voxels are noise: as if 0")
+    share: Annotated[float, Field(ge=0.5, le=1)] = Field(
+        0.75, description="of a fragment's voxels that must lie in one body; fragments with less are left out"
+    )
+    edges: Annotated[int, Field(ge=2)] = Field(
+        200_000, description="edges to learn from at most, half of them boundaries where there are as many"
+    )
+    trees: PositiveInt = 100
+    leaf: PositiveInt = Field(10, description="edges that a leaf of a tree was made of at least")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if self.channels is not None and len(set(self.channels)) != len(self.channels):
+            raise ValueError("channels: a name is there twice; leave one out")
+        return self
+
+
 AnyTraining = Training | Superresolution | Translation
-_TASKS: dict[str, type[Training] | type[Superresolution] | type[Translation]] = {
+"""What trains a network."""
+_TASKS: dict[str, type[AnyTraining] | type[ForestTraining]] = {
     "semantics": Training,
     "superresolution": Superresolution,
     "translation": Translation,
+    "forest": ForestTraining,
 }
 
 
-def load_training(path: str) -> AnyTraining:
+def load_training(path: str) -> AnyTraining | ForestTraining:
     """Read a training file; paths in it count from its folder.
 
     Raises:
@@ -364,7 +427,7 @@ def read_document(path: str, what: str, empty: str) -> dict[str, Any]:
     return document
 
 
-def parse_training(document: dict[str, Any], *, where: str, folder: Path | None = None) -> AnyTraining:
+def parse_training(document: dict[str, Any], *, where: str, folder: Path | None = None) -> AnyTraining | ForestTraining:
     """Validate settings; relative paths count from `folder`.
 
     Raises:
@@ -386,11 +449,12 @@ def parse_training(document: dict[str, Any], *, where: str, folder: Path | None 
     return training if folder is None else training.placed(folder)
 
 
-def _suggestion(word: str, kind: type[Schedule]) -> str:
-    parts: dict[type[Schedule], tuple[type[BaseModel], ...]] = {
+def _suggestion(word: str, kind: type[Settings]) -> str:
+    parts: dict[type[Settings], tuple[type[BaseModel], ...]] = {
         Training: (Training, AnnotatedVolume, LabelSource, Augmentation),
         Superresolution: (Superresolution, ImageVolume, ImageAugmentation, Adversarial),
         Translation: (Translation, ImageVolume, ImageAugmentation, Adversarial),
+        ForestTraining: (ForestTraining, GraphVolume),
     }
     close = get_close_matches(word, sorted({name for part in parts[kind] for name in part.model_fields}), n=1)
     return f"; did you mean '{close[0]}'?" if close else "; docs/training.md lists them"

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -22,11 +21,11 @@ from ..networks.precision import fast_bfloat16
 from ..progress import progress
 from . import semantics
 from .config import AnyTraining, Superresolution, Training, Translation
+from .folder import MARK, claim
 from .images import superresolution, translation
 from .keeper import Keeper
 from .learner import Diverged, Learner
 
-_MARK = "training.json"
 _OF_NO_CONSEQUENCE = {"patience", "loggers", "loaders", "scratch", "cache", "task"}
 """Settings with which a training goes on whatever they were before; what there is else tells the task."""
 _UNTOLD = {
@@ -75,7 +74,7 @@ def train(
         keeper = Keeper(folder, settings, bars)
         if first and not resume:
             # only here, where the data is known to fit, an earlier training is given up
-            _claim(folder, identity)
+            claim(folder, identity)
         trainer = _trainer(settings, folder, keeper, module)
 
         def finish() -> Bundle:
@@ -128,7 +127,7 @@ def _identity(settings: AnyTraining, origin: Bundle | None) -> dict[str, Any]:
 
 def _check_folder(folder: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
     """Refuse a folder that holds what must not be replaced, or nothing or another training to go on with."""
-    mark = folder / _MARK
+    mark = folder / MARK
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not resume and not overwrite and mark.exists():
@@ -156,17 +155,6 @@ def _changed(found: dict[str, Any], identity: dict[str, Any]) -> str:
     models = {"--from": "from", "segmentation": "segmentation"}
     changed += [f"the model of {name}" for name, key in models.items() if found.get(key) != identity.get(key)]
     return ", ".join(changed)
-
-
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Say in a folder what is trained there; an earlier training goes."""
-    try:
-        if (folder / _MARK).exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _MARK).write_text(json.dumps(identity, indent=2))
-    except OSError as error:
-        raise surroundings(error, str(folder)) or UsageError(f"{folder}: {error.strerror}") from None
 
 
 def _prepare(settings: AnyTraining, origin: Bundle | None, bars: Progress) -> Learner:

@@ -5,15 +5,29 @@ Nothing is unpickled, and no code is imported unless the user names it.
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...blocks import Vector
 from ...errors import DataError, UsageError, surroundings
-from ..bundle import CARD, WEIGHTS, Bundle, PythonArchitecture, installed_folder, load_bundle, write_files
+from ..bundle import (
+    CARD,
+    WEIGHTS,
+    AnyBundle,
+    Bundle,
+    ForestBundle,
+    PythonArchitecture,
+    installed_folder,
+    load_any,
+    write_files,
+    write_forest,
+)
+from ..forest import trees
 from ..normalization import Normalization
 from .archives import unpacked
 from .running import predict
@@ -22,6 +36,8 @@ from .zoo_reading import DESCRIPTIONS, Candidate, Trial, read_package
 _FACTORY = re.compile(r"[\w.]+:\w+")
 _TOLERANCE = 1e-3
 _NEEDED = ("labels", "voxel_size", "window")
+_OF_ANY = {"voxel_size", "modality", "licence", "description"}
+"""What can be said of a forest too."""
 
 
 class Given(TypedDict, total=False):
@@ -48,14 +64,15 @@ def import_model(
     arguments: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     **given: Unpack[Given],
-) -> Bundle:
+) -> AnyBundle:
     """Make a bundle of a model and put it into a folder, that of the installed models unless named.
 
     `source` is a bundle or a BioImage Model Zoo package (a folder or a zip), a TorchScript (`.pt`) or ONNX
     (`.onnx`) file, or `package.module:factory`, called with `arguments`, which fits the safetensors file
     `weights`.  A file alone says nothing about itself: `labels`, `voxel_size` and `window` have to be given;
     its halo is an eighth of the window unless given.  Where nothing says what it gives, values that all lie
-    between 0 and 1 are probabilities.  The model must run on one window, and repeat a package's own test.
+    between 0 and 1 are probabilities.  A network must run on one window, and repeat a package's own test; a
+    forest must be one.
 
     Raises:
         UsageError: where something has to be given, or a model of that name is there.
@@ -64,10 +81,12 @@ def import_model(
     """
     factory = str(source) if _FACTORY.fullmatch(str(source)) and not Path(source).exists() else None
     if factory:
-        candidate = _of_factory(factory, weights, arguments or {}, given)
+        candidate: Candidate | _Forest = _of_factory(factory, weights, arguments or {}, given)
     else:
         candidate = _read(Path(source).expanduser(), given)
-    card = {"halo": [n // 8 for n in candidate.card["window"]], **candidate.card}
+    card = dict(candidate.card)
+    if "window" in card:
+        card.setdefault("halo", [n // 8 for n in card["window"]])
     card["name"] = name or re.sub(r"[^A-Za-z0-9._-]+", "-", str(card["name"])).strip("-._") or "model"
     folder = destination_folder or installed_folder()
     target = folder / card["name"]
@@ -76,16 +95,28 @@ def import_model(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".import-", dir=folder) as staging:
-            bundle = _tried(Path(staging) / "new", card, candidate, str(source))
+            new = Path(staging) / "new"
+            if isinstance(candidate, _Forest):
+                bundle: AnyBundle = write_forest(new, card, candidate.arrays)
+            else:
+                bundle = _tried(new, card, candidate, str(source))
             if target.exists():
                 target.rename(Path(staging) / "old")
             bundle.folder.rename(target)
     except OSError as error:
         raise surroundings(error, str(folder)) or DataError(f"{source}: {error}") from None
-    return load_bundle(str(target))
+    return load_any(str(target))
 
 
-def _read(path: Path, given: Given) -> Candidate:
+@dataclass(frozen=True)
+class _Forest:
+    """A forest that was read and is sound."""
+
+    card: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+
+
+def _read(path: Path, given: Given) -> Candidate | _Forest:
     if not path.exists():
         raise UsageError(f"{path}: no such file; name a bundle, a zip, a .pt or .onnx file, or package:factory")
     if path.suffix in (".pt", ".pth", ".onnx"):
@@ -101,8 +132,12 @@ def _read(path: Path, given: Given) -> Candidate:
     raise DataError(f"{path}: holds neither {CARD} nor {' nor '.join(DESCRIPTIONS)}; name a bundle or a zoo package")
 
 
-def _of_bundle(folder: Path, source: str, given: Given) -> Candidate:
-    bundle = load_bundle(str(folder))
+def _of_bundle(folder: Path, source: str, given: Given) -> Candidate | _Forest:
+    bundle = load_any(str(folder))
+    if isinstance(bundle, ForestBundle):
+        if odd := sorted(given.keys() - _OF_ANY):
+            raise UsageError(f"--{odd[0].replace('_', '-')}: {source} is a forest, which sees no image; leave it out")
+        return _Forest({**bundle.card.model_dump(mode="json", exclude_none=True), **given}, trees(bundle).arrays())
     if isinstance(bundle.card.architecture, PythonArchitecture):
         # a card must not be able to name code that then runs
         factory = bundle.card.architecture.factory

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..bundle import Bundle, Card, known
+from ..bundle import AnyBundle, AnyCard, Card, known
 
 
 def models_table() -> list[dict[str, Any]]:
@@ -13,7 +13,8 @@ def models_table() -> list[dict[str, Any]]:
             "name": card.name,
             "where": kind,
             "labels": list(card.labels),
-            "factor": card.factor,
+            "kind": card.architecture.kind,
+            "factor": card.factor if isinstance(card, Card) else 1,
             "voxel_size": list(card.voxel_size),
             "modality": card.modality,
             "licence": card.licence,
@@ -23,7 +24,7 @@ def models_table() -> list[dict[str, Any]]:
     ]
 
 
-def describe(bundle: Bundle) -> dict[str, Any]:
+def describe(bundle: AnyBundle) -> dict[str, Any]:
     """Return the card of a model, and where it is and how large."""
     return {
         **bundle.card.model_dump(mode="json", exclude_none=True),
@@ -32,7 +33,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def brief(card: Card) -> str:
+def brief(card: AnyCard) -> str:
     """Return F1 by label in validation, or where the scores have it, else all numbers at their top."""
     parts = []
     validation = card.scores.get("validation")
@@ -56,6 +57,7 @@ def print_models(rows: list[dict[str, Any]]) -> None:
         size = " x ".join(f"{n:g}" for n in row["voxel_size"])
         good = ", ".join(row["labels"]) + (f"; F1: {row['scores']}" if row["scores"] else "")
         good += f", {row['factor']} sections of one" if row["factor"] > 1 else ""
+        good += ", a forest of edges" if row["kind"] == "forest" else ""
         table.add_row(row["name"], row["where"], f"{size} {row['modality'] or ''}".strip(), good)
     Console(markup=False, highlight=False).print(table)
 
