@@ -32,8 +32,11 @@ _SUREST = 4.0
 _NOISE = 0.25
 """Log-odds that are no better than none."""
 
-_FEW = 100.0
-"""Contacts that are added, of all kinds alike, so that a few do not make odds."""
+_ERRORS = 4.0
+"""Standard errors that odds must be above 0: contacts of one fragment are not independent of each other."""
+
+_FEW = 20.0
+"""Contacts of each two kinds that are added."""
 
 
 class Prior(BaseModel):
@@ -136,9 +139,16 @@ def log_odds(counts: Rows) -> NDArray[np.float64]:
 
     `counts` (2, c, c) are of contacts that are surely joined, and surely cut.  Without any the odds are even.
     """
-    joined, cut = counts + _FEW / counts[0].size
-    odds: NDArray[np.float64] = np.log((cut / cut.sum()) / (joined / joined.sum()))
-    return np.where(np.abs(odds) < _NOISE, 0.0, odds)
+    joined, cut = counts
+    total = counts.sum()
+    if not joined.sum() or not cut.sum():
+        return np.zeros(joined.shape)
+    # what is expected of any two, and a few of these added, so that a few contacts do not make odds
+    of_cut, of_joined = cut.sum() / total, joined.sum() / total
+    cut, joined = cut + _FEW * of_cut, joined + _FEW * of_joined
+    odds: NDArray[np.float64] = np.log(cut / joined * (of_joined / of_cut))
+    doubt = np.maximum(_NOISE, _ERRORS * np.sqrt(1 / cut + 1 / joined))
+    return np.where(np.abs(odds) < doubt, 0.0, odds)
 
 
 def among(edges: Ids, pairs: Ids) -> NDArray[np.bool_]:
