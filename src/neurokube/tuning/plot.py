@@ -159,7 +159,11 @@ def _panel(
     y = _linear(*span, bottom, top)
     draw.text((left, box[1] + 4), each.name, 13, _INK)
     if importance is not None:
-        draw.text((right, box[1] + 4), f"{importance:.0%}", 13, _PALE, "ra")
+        said = f"importance {importance:.0%}"
+        # beside a long name there is room for the number alone
+        if draw.width(f"{each.name} {said}", 13) > right - left:
+            said = f"{importance:.0%}"
+        draw.text((right, box[1] + 4), said, 13, _PALE, "ra")
     _values(draw, span, left, right, y, 4)
     known = [t for t in trials if t.settings[each.name] is not None]
     place, ticks = _across(each, [t.settings[each.name] for t in known], left + 8, right - 8)

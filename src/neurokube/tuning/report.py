@@ -37,8 +37,9 @@ def write_tuning(tuning: Tuning) -> str:
         TryAgainError: where they cannot be written.
     """
     folder = Path(tuning.request.output)
-    title = f"{Path(tuning.request.workflow).name}: {tuning.request.score} of {len(tuning.trials)} trials"
-    picture = plot(title, _title(tuning), tuning.ranges, tuning.trials, dict(tuning.importances))
+    score = _TITLES[SCORES[tuning.request.score]]
+    title = f"{Path(tuning.request.workflow).name}: {score} of {len(tuning.trials)} trials"
+    picture = plot(title, score, tuning.ranges, tuning.trials, dict(tuning.importances))
     path = folder / "tuned.yaml"
     try:
         (folder / "trials.csv").write_text(_csv(tuning), encoding="utf-8")
@@ -106,10 +107,6 @@ def _worse(tuning: Tuning) -> bool:
     assert tuning.validation is not None
     before, after = (scores[SCORES[tuning.request.score]] for scores in tuning.validation)
     return after > before
-
-
-def _title(tuning: Tuning) -> str:
-    return _TITLES[SCORES[tuning.request.score]]
 
 
 def _columns(tuning: Tuning) -> list[str]:

@@ -160,7 +160,6 @@ class Study:
             storage = JournalStorage(JournalFileBackend(str(file), lock_obj=Held(str(file))))
             self._study = optuna.create_study(storage=storage, study_name="tuning", load_if_exists=True)
         self.trials = [Trial(number=k, **t.user_attrs["trial"]) for k, t in enumerate(self._study.get_trials())]
-        self.trials = [t if t.error == "" else Trial(t.number, t.settings, error=t.error) for t in self.trials]
 
     def add(self, trial: Trial) -> None:
         """Keep a trial; durable when it returns."""

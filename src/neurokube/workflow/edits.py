@@ -26,7 +26,7 @@ def edited(text: str, changes: Mapping[Path, Any]) -> str:
             result = _edit(result, path, value)
         if yaml.safe_load(result) == wanted:
             return result
-    except (yaml.YAMLError, LookupError):
+    except (yaml.YAMLError, LookupError, StopIteration):
         pass
     return yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
 
@@ -117,12 +117,15 @@ def _inside(line: str, column: int) -> bool:
 
 def _end(text: str, last: yaml.Node, column: int) -> int:
     """Return the line after a mapping's last value and the comments that belong to it."""
-    lines, after = text.splitlines(keepends=True), last.end_mark.line
-    # a block ends where the next begins; a word ends on its own line
-    if last.end_mark.column > 0 or isinstance(last, yaml.ScalarNode):
-        after += 1
-    while after > 0 and not lines[min(after, len(lines)) - 1].strip():
+    # a block ends where the next begins, which may be far; what it holds last ends where it does
+    while isinstance(last, yaml.CollectionNode) and not last.flow_style and last.value:
+        entry = last.value[-1]
+        last = entry[1] if isinstance(entry, tuple) else entry
+    lines, after = text.splitlines(), int(last.end_mark.line) + 1
+    if isinstance(last, yaml.ScalarNode) and last.style in ("|", ">"):
         after -= 1
+        while not lines[after - 1].strip():
+            after -= 1
     while after < len(lines) and _inside(lines[after], column - 1):
         after += 1
     return after
