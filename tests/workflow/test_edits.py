@@ -12,7 +12,7 @@ DEPTH = ("stages", "fragments", "depth")
 
 def test_a_value_is_changed_where_it_stands():
     text = "# ours\nstages:\n  multicut:\n    bias: 0.5   # of contacts\n"
-    assert edited(text, {BIAS: 0.25}) == text.replace("0.5", "0.25")
+    assert edited(text, {BIAS: 0.25}) == text.replace("0.5 ", "0.25")
 
 
 def test_a_shown_default_makes_way():

@@ -45,7 +45,9 @@ def plot(title: str, score: str, ranges: Sequence[Range], trials: Sequence[Trial
         box = (_MARGIN + column * wide, _TOP + _HEIGHT + row * _PANEL, wide, _PANEL)
         _panel(draw, each, told.get(each.name), made, best, box, span, score if column == 0 else "")
     file = BytesIO()
-    picture.resize((_WIDTH, height), Image.Resampling.LANCZOS).save(file, "PNG", optimize=True)
+    small = picture.resize((_WIDTH, height), Image.Resampling.LANCZOS)
+    # a few inks on white: a palette holds them, in a third of the bytes
+    small.quantize(128).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 

@@ -101,15 +101,22 @@ class Reconstructions:
         self.workflow, self.chain = workflow, chain
         self._runs, self._engine, self._components = str(folder / "runs"), engine, components
         self._kept: dict[tuple[str, ...], Fragmented] = {}
+        self._first: dict[str, Run] = {}
 
-    def planned(self, cutout: Cutout, settings: Mapping[str, Any] | None = None) -> Run:
+    def first(self, cutout: Cutout) -> Run:
+        """Plan all stages as they are, once, as it can take long to try which way a network is fastest."""
+        if str(cutout) not in self._first:
+            self._first[str(cutout)] = self.planned(cutout, {})
+        return self._first[str(cutout)]
+
+    def planned(self, cutout: Cutout, settings: Mapping[str, Any]) -> Run:
         """Plan all stages with some settings changed; writes nothing.
 
         Raises:
             ConfigurationError, DataError: where stages and inputs do not fit together.
         """
         chain = self.chain
-        stages = with_settings(self.workflow.stages, settings or {})
+        stages = with_settings(self.workflow.stages, settings)
         shared = {name: stages[name] for name in chain.shared}
         mark = _mark(shared)
         names = {name: f"{name}-{mark}" for name in chain.shared}
@@ -124,9 +131,8 @@ class Reconstructions:
     def prepare(self, cutouts: Sequence[Cutout], *, quiet: bool) -> None:
         """Compute what comes before the fragments; again to go on after any interruption."""
         for cutout in cutouts:
-            run = self.planned(cutout)
             if self.chain.base:
-                execute(_only(run, self.chain.base), self._engine, quiet=quiet)
+                execute(_only(self.first(cutout), self.chain.base), self._engine, quiet=quiet)
 
     def scores(self, cutouts: Sequence[Cutout], settings: Settings, min_size: int) -> list[InstanceScores]:
         """Return the scores of each cut-out, reconstructed with some settings changed."""

@@ -154,8 +154,9 @@ def _differences(tuning: Tuning, trial: Trial) -> str:
 
 def _settings_table(tuning: Tuning) -> Table:
     table = Table(title="settings", title_justify="left")
-    for name in ("setting", "tried", "before", "after", "importance"):
-        table.add_column(name, justify="left" if name == "setting" else "right", overflow="fold")
+    table.add_column("setting", no_wrap=True)
+    for name in ("tried", "before", "after", "importance"):
+        table.add_column(name, justify="right", overflow="fold")
     told = tuning.importances
     for each in sorted(tuning.ranges, key=lambda r: -told.get(r.name, 0)):
         before, after = (shown(t.settings[each.name]) for t in (tuning.trials[0], tuning.best))

@@ -19,8 +19,8 @@ from .ranges import Range, Settings, grid
 _RANDOM_GROUPS, _RANDOM_TRIALS = 5, 10
 """As many are drawn at random before there is anything to learn from."""
 
-_FEWEST = 20
-"""Trials from which on importances are told."""
+_FEWEST, _DEPTH = 20, 8
+"""Trials from which on importances are told, and the depth of the trees that tell them; deeper ones fit noise."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def importances(ranges: Sequence[Range], trials: Sequence[Trial], seed: int) -> 
         return {}
     with _quiet():
         study = _in_memory(ranges, known, None)
-        return dict(get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=seed)))
+        found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=seed, max_depth=_DEPTH))
+    return {name: float(share) for name, share in found.items()}
 
 
 def _value(trial: Trial) -> float:

@@ -121,7 +121,7 @@ def tune(request: Request, engine: Engine, *, overwrite: bool = False, quiet: bo
     kept = Kept(engine)
     reconstructions = Reconstructions(workflow, chain, folder.absolute(), kept, components=request.components)
     try:
-        plans = [reconstructions.planned(cutout) for cutout in [*cutouts, *held_out]]
+        plans = [reconstructions.first(cutout) for cutout in [*cutouts, *held_out]]
     except (ConfigurationError, DataError) as error:
         raise type(error)(f"{request.workflow}: {error}") from None
     search = _search(request, workflow, chain, plans[0])
@@ -207,6 +207,8 @@ def _check_truth(cutout: Cutout, plan: Run, request: Request) -> None:
 
 
 def _check_folder(folder: Path) -> None:
+    if ":/" in str(folder):
+        raise UsageError(f"--output {folder}: must be a folder on this machine; name one")
     if folder.is_file():
         raise UsageError(f"{folder}: a file; name another folder by --output")
     if folder.is_dir() and not (folder / "tuning.json").exists() and any(p.name != ".lock" for p in folder.iterdir()):

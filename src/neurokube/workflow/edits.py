@@ -76,7 +76,12 @@ def _edit(text: str, path: Path, value: Any) -> str:
         old, start = found[0][1], found[0][1].start_mark.index
         if start == old.end_mark.index:
             word = f" {word}"
-        return text[:start] + word + text[old.end_mark.index :]
+        rest = text[old.end_mark.index :]
+        if remark := re.match(" +(?=#)", rest):
+            # what is said of the value stays in its column, if there is room
+            room = len(remark[0]) - len(word) + old.end_mark.index - start
+            rest = " " * max(1, room) + rest[len(remark[0]) :]
+        return text[:start] + word + rest
     if mapping.flow_style:
         end = mapping.end_mark.index - 1
         inside = text[mapping.start_mark.index + 1 : end].rstrip()
