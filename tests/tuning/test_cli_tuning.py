@@ -86,6 +86,8 @@ REFUSED = {
     "words": (["--set", "multicut.statistic=mean:median"], 64, "write choices as multicut.statistic=A,B,C"),
     "log": (["--set", "fragments.depth=0:0.1:log"], 64, "begins above 0"),
     "form of log": (["--set", "fragments.depth=0:0.1:lin"], 64, "write a range as LOW:HIGH, or LOW:HIGH:log"),
+    "list": (["--set", "multicut.solver=[mutex-watershed]"], 64, "only numbers and words can be tuned"),
+    "output": (["--output", "s3://bucket/tuning"], 64, "must be a folder on this machine"),
     "twice": (["--set", "multicut.bias=0.1", "--set", "multicut.bias=0.2"], 64, "given twice"),
     "no such stage": (["--stage", "cut"], 64, "is no multicut stage of workflow.yaml; known are multicut"),
     "min size": (["--min-size", "999999"], 65, "no body has 999999 voxels or more"),
@@ -97,7 +99,7 @@ def test_options_that_cannot_be_are_refused(call, plots, case):
     options, expected, words = REFUSED[case]
     region = () if "--region" in options else ("--region", "0:16,0:72,0:60")
     truth = "upper.zarr" if case == "no truth in the region" else "truth.zarr"
-    code, out, err = call("tune", "workflow.yaml", truth, *region, *options, "-q", "-w", "0", "-o", "refused")
+    code, out, err = call("tune", "workflow.yaml", truth, *region, "-o", "refused", *options, "-q", "-w", "0")
     assert (code, out) == (expected, "")
     assert words in err
     assert err.count("\n") == 1

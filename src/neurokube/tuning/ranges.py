@@ -187,11 +187,14 @@ def _between(text: str, stage: str, field: str, ends: Sequence[Value], log: bool
 def _checked(text: str, stage: Stage, field: str, word: str) -> Value:
     """Return the value that a word stands for, as the field has it."""
     try:
-        return getattr(_with_value(stage, field, yaml.safe_load(word)), field)
+        value = getattr(_with_value(stage, field, yaml.safe_load(word)), field)
     except yaml.YAMLError:
         raise UsageError(f"--set {text}: '{word}' is no value; write a number or a word") from None
     except ValidationError as error:
         raise UsageError(f"--set {text}: {field}: {plain(error.errors()[0])}") from None
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise UsageError(f"--set {text}: only numbers and words can be tuned; leave it out")
+    return value
 
 
 def _with_value(stage: Stage, field: str, value: Value) -> Stage:

@@ -31,11 +31,12 @@ from .ranges import Settings, with_settings
 class Chain:
     """The stages of a workflow that lead to a multicut, in order: what is computed once, and what is tuned.
 
-    `base` ends with the boundary map; `shared` are the fragments and what is made of them before the multicut.
+    `base` ends with the boundary map; `shared` are the `fragments` and what is made of them before the multicut.
     """
 
     base: tuple[str, ...]
     shared: tuple[str, ...]
+    fragments: str
     multicut: str
 
     @classmethod
@@ -52,12 +53,9 @@ class Chain:
             if workflow.stages[name].kind == "fragments" or reads[name] & after:
                 after.add(name)
         used = [name for name in order if name in needed and name != multicut]
-        return cls(tuple(n for n in used if n not in after), tuple(n for n in used if n in after), multicut)
-
-    @property
-    def fragments(self) -> str:
-        """The name of the fragments stage."""
-        return self.shared[0]
+        fragments = workflow.stages[multicut].references()["fragments"].partition(".")[0]
+        base, shared = (tuple(n for n in used if (n in after) == later) for later in (False, True))
+        return cls(base, shared, fragments, multicut)
 
 
 def _read(stage: Stage) -> set[str]:

@@ -17,7 +17,7 @@ from ..evaluation import InstanceScores, count_instances
 from ..progress import progress
 from ..volumes import Store
 from ..workflow import Run, Workflow, load_workflow
-from ..workflow.plan import digest
+from ..workflow.plan import digest, input_key
 from ..workflow.run import locked
 from ..workflow.spec import suggestion
 from .cutouts import Cutout, cutouts_of, open_truths
@@ -220,7 +220,7 @@ def _identity(
 ) -> dict[str, Any]:
     """Return what trials depend on; while it is the same a study can go on."""
     scored = [
-        {"truth": cutout.truth.fingerprint or cutout.truth.url, "region": str(cutout), "key": plan.plan.stages[-1].key}
+        {"truth": input_key(cutout.truth, None), "region": str(cutout), "key": plan.plan.stages[-1].key}
         for cutout, plan in zip(cutouts, plans, strict=True)
     ]
     return {
@@ -241,7 +241,7 @@ _CALLED = {
     "start": "present settings",
     "ranges": "ranges",
     "cutouts": "truth or region",
-    "workflow": "image or stages",
+    "workflow": "image, stages or software",
     "stage": "multicut stage",
 }
 
