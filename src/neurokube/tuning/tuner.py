@@ -173,12 +173,13 @@ def _known(names: Sequence[str]) -> str:
 def _search(request: Request, workflow: Workflow, chain: Chain, plan: Run) -> Search:
     """Return what is varied, around the settings as they are."""
     open_to = {name: workflow.stages[name] for name in (*chain.shared, chain.multicut)}
-    closed = {name: f"'{name}' comes before the fragments" for name in chain.base}
-    closed |= {
-        name: f"the multicut '{chain.multicut}' does not read '{name}'"
+    closed = {
+        name: f"'{name}' comes before the fragments"
+        if name in chain.base
+        else f"the multicut '{chain.multicut}' does not read '{name}'"
         for name in workflow.stages
         if name not in open_to
-    } | closed
+    }
     if request.sets:
         ranges = parse_ranges(request.sets, open_to, closed)
     else:
