@@ -422,6 +422,70 @@ def fuse(
 
 
 @app.command()
+def tune(
+    workflow: WorkflowFile,
+    truth: Annotated[list[str], typer.Argument(help="annotated label volumes on the image", show_default=False)],
+    region: Annotated[
+        list[str] | None, typer.Option(help="tune on Z0:Z1,Y0:Y1,X0:X1 voxels of the image; may be given again")
+    ] = None,
+    validate: Annotated[
+        list[str] | None, typer.Option(help="a region that is held out, and scored once at the end")
+    ] = None,
+    score: Annotated[str, typer.Option(help="voi, adapted-rand or cremi: what is to become small")] = "voi",
+    trials: Annotated[int, typer.Option(help="settings to try, in all")] = 100,
+    multicuts: Annotated[int, typer.Option(help="settings of the multicut to try on each of the watershed")] = 10,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="stage.field=LOW:HIGH[:log] or =A,B,C: tune only this; may be given again [default: all]"
+        ),
+    ] = None,
+    stage: Annotated[str | None, typer.Option(help="the multicut stage, where there are several")] = None,
+    min_size: Annotated[int, typer.Option(min=0, help="leave out truth bodies under this many voxels")] = 0,
+    components: Annotated[
+        bool, typer.Option(help="relabel the truth by connected components within the volume")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="the same seed tries the same settings")] = 0,
+    output: Annotated[str, typer.Option("--output", "-o", help="folder of the result; goes on with what is there")] = (
+        "tuning"
+    ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="forget the trials that are there")] = False,
+    workers: Workers = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find watershed and multicut settings that fit annotated volumes; run it again to go on after any interruption."""
+    from .blocks import parse_region
+    from .errors import Drained
+    from .tuning import Request, as_dict, print_tuning, write_tuning
+    from .tuning import tune as tune_settings
+
+    request = Request(
+        workflow=workflow,
+        truths=tuple(truth),
+        output=output,
+        regions=tuple(parse_region(text) for text in region or ()),
+        validation=tuple(parse_region(text) for text in validate or ()),
+        stage=stage,
+        score=score,
+        trials=trials,
+        multicuts=multicuts,
+        sets=tuple(set_ or ()),
+        min_size=min_size,
+        components=components,
+        seed=seed,
+    )
+    tuning = tune_settings(request, _engine(_workers(workers)), overwrite=overwrite, quiet=quiet)
+    write_tuning(tuning)
+    if as_json:
+        print(json.dumps(as_dict(tuning), indent=2))
+    else:
+        print_tuning(tuning)
+    if tuning.stopped:
+        raise Drained(f"stopped with {len(tuning.trials)} of {trials} trials made; run again to go on")
+
+
+@app.command()
 def annotate(
     source: Annotated[
         str, typer.Argument(help="what was painted: label stack, napari, Fiji, IMOD, Paintera, webKnossos")

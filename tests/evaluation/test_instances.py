@@ -18,6 +18,7 @@ from neurokube.evaluation import (
     Contingency,
     ContingencySum,
     adapted_rand,
+    count_instances,
     evaluate_instances,
     variation_of_information,
 )
@@ -147,6 +148,21 @@ def test_scores_agree_with_a_straightforward_computation(make_volume: Callable[.
     ]:
         for name, value in expected.items():
             assert scores[name] == pytest.approx(value, abs=1e-12), name
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_counts_score_whatever_joins_labels_as_if_it_had_been_written(
+    make_volume: Callable[..., Volume], seed: int, components: bool
+) -> None:
+    shape = (6, 9, 10)
+    fragments, truth = random_labels(seed, shape, highest=9), random_labels(seed + 1, shape)
+    ids = np.arange(1, 10, dtype=np.uint64)
+    segments = random_labels(seed + 2, (1, 1, 9), highest=3).ravel() + np.uint64(1)
+    joined = np.concatenate([u64([0]), segments])[fragments]
+    counts = count_instances(make_volume(fragments), make_volume(truth), components=components, quiet=True)
+    expected = evaluate_instances(make_volume(joined), make_volume(truth), components=components, quiet=True)
+    assert counts.joined(ids, segments).scores() == expected
 
 
 def test_a_perfect_segmentation_scores_zero(make_volume: Callable[..., Volume]) -> None:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -105,3 +106,30 @@ class InProcess(Engine):
     def drain(self) -> None:
         """Stop after the block at hand."""
         self._stop = True
+
+
+class Kept(Engine):
+    """An engine whose workers stay from run to run, until `close`; they start with the first batch."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.workers = engine.workers
+        self._engine = engine
+        self._open = ExitStack()
+        self._started = False
+
+    def execute(
+        self, work: Work, run_url: str, step_name: str, batches: Iterable[Batch], attempts: int
+    ) -> Iterator[Outcome | None]:
+        """Run batches by the engine."""
+        if not self._started:
+            self._open.enter_context(self._engine)
+            self._started = True
+        yield from self._engine.execute(work, run_url, step_name, batches, attempts)
+
+    def drain(self) -> None:
+        """Ask the engine to stop soon."""
+        self._engine.drain()
+
+    def close(self) -> None:
+        """Let go of the workers."""
+        self._open.close()

@@ -7,7 +7,15 @@ not depend on the blocks.
 from .assessment import Assessment, assess
 from .components import Components
 from .contingency import Contingency, ContingencySum
-from .instances import Agreement, InstanceScores, adapted_rand, evaluate_instances, variation_of_information
+from .instances import (
+    Agreement,
+    Counts,
+    InstanceScores,
+    adapted_rand,
+    count_instances,
+    evaluate_instances,
+    variation_of_information,
+)
 from .masks import MaskScores, evaluate_mask
 from .mistakes import Mistake, Part
 from .mistakes_report import MistakesReport
@@ -24,6 +32,7 @@ __all__ = [
     "Components",
     "Contingency",
     "ContingencySum",
+    "Counts",
     "InstanceScores",
     "MaskScores",
     "Mistake",
@@ -35,6 +44,7 @@ __all__ = [
     "Table",
     "adapted_rand",
     "assess",
+    "count_instances",
     "evaluate_instances",
     "evaluate_mask",
     "evaluate_skeletons",

@@ -1,6 +1,6 @@
 """Scores of an instance segmentation against the truth."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import fsum, sqrt
 from typing import Any
 
@@ -11,7 +11,7 @@ from ..blocks import Vector
 from ..errors import DataError, UsageError
 from ..volumes import Volume
 from .components import Components
-from .contingency import Contingency, ContingencySum
+from .contingency import Contingency, ContingencySum, Labels
 from .mistakes import MOST, Mistake, find_mistakes
 from .pairs import BLOCK, PairedBlocks, as_labels, require_labels
 
@@ -139,22 +139,70 @@ def evaluate_instances(
         UsageError: where `min_size` is negative, or `worst` is, or is above 1000.
         DataError: where the volumes are not label volumes of the same voxels, or nothing is left to score.
     """
-    if min_size < 0:
-        raise UsageError(f"minimum size {min_size}: give 0 or a number of voxels")
     if not 0 <= worst <= MOST:
         raise UsageError(f"worst {worst}: give a number of splits and merges to list, from 0 to {MOST}")
+    pairs = _pairs(prediction, truth, block, quiet=quiet)
+    counts = _count(pairs, components)
+    scores, table, kept = _scored(counts, min_size)
+    return replace(scores, mistakes=find_mistakes(pairs, table, kept, worst, start)) if worst else scores
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """What a segmentation is scored by: the voxels that it shares with the truth.
+
+    `table` counts labels of the prediction and segments of the truth, `parts` these segments and their bodies.
+    """
+
+    truth_url: str
+    components: bool
+    table: Contingency
+    parts: Contingency
+
+    def joined(self, labels: Labels, segments: Labels) -> "Counts":
+        """Return the counts of a prediction in which `labels`, ascending, are `segments`, (n,) each; 0 stays 0."""
+        names = np.concatenate([np.zeros(1, np.uint64), segments])
+        where = np.where(self.table.prediction, np.searchsorted(labels, self.table.prediction) + 1, 0)
+        table = Contingency(names[where], self.table.truth, self.table.count)
+        return replace(self, table=Contingency.merged([table]))
+
+    def scores(self, min_size: int = 0) -> InstanceScores:
+        """Return what `evaluate_instances` does, and raise what it raises."""
+        return _scored(self, min_size)[0]
+
+
+def count_instances(
+    prediction: Volume, truth: Volume, *, components: bool = True, block: Vector = BLOCK, quiet: bool = False
+) -> Counts:
+    """Return what the two share, from which the prediction, and whatever joins its labels, can be scored.
+
+    Raises:
+        DataError: as `evaluate_instances` does where the volumes do not fit.
+    """
+    return _count(_pairs(prediction, truth, block, quiet=quiet), components)
+
+
+def _pairs(prediction: Volume, truth: Volume, block: Vector, *, quiet: bool) -> PairedBlocks:
     require_labels(prediction, truth)
-    pairs = PairedBlocks(prediction, truth, block, quiet=quiet)
-    table, parts = _count(pairs, components)
+    return PairedBlocks(prediction, truth, block, quiet=quiet)
+
+
+def _scored(counts: Counts, min_size: int) -> tuple[InstanceScores, Contingency, Contingency]:
+    """Return the scores, and the rows of both tables that are of bodies of at least `min_size` voxels."""
+    if min_size < 0:
+        raise UsageError(f"minimum size {min_size}: give 0 or a number of voxels")
+    table, parts = counts.table, counts.parts
     if not len(table):
-        raise DataError(f"{truth.url}: every voxel is 0 (no label), so there is nothing to score; check the file")
+        raise DataError(
+            f"{counts.truth_url}: every voxel is 0 (no label), so there is nothing to score; check the file"
+        )
     bodies, size, body_row = parts.sizes(parts.truth)
     kept = parts.where(size[body_row] >= min_size)
     if not len(kept):
-        raise DataError(f"{truth.url}: no body has {min_size} voxels or more; choose a smaller --min-size")
+        raise DataError(f"{counts.truth_url}: no body has {min_size} voxels or more; choose a smaller --min-size")
     table = table.where(np.isin(table.truth, kept.prediction))
     truth_bodies = int(np.count_nonzero(size >= min_size))
-    return InstanceScores(
+    scores = InstanceScores(
         **asdict(Agreement.of(table)),
         voxels=int(table.count.sum()),
         unlabelled=int(table.count[table.prediction == 0].sum()),
@@ -163,13 +211,12 @@ def evaluate_instances(
         truth_bodies=truth_bodies,
         left_out_bodies=bodies.size - truth_bodies,
         min_size=min_size,
-        floor=Agreement.of(kept) if components else None,
-        mistakes=find_mistakes(pairs, table, kept, worst, start) if worst else (),
+        floor=Agreement.of(kept) if counts.components else None,
     )
+    return scores, table, kept
 
 
-def _count(pairs: PairedBlocks, components: bool) -> tuple[Contingency, Contingency]:
-    """Return the table of prediction and truth segments, and that of truth segments and truth bodies."""
+def _count(pairs: PairedBlocks, components: bool) -> Counts:
     total, found = ContingencySum(), Components(pairs.grid)
     for cell, predicted, true in pairs:
         labels = as_labels(pairs.truth, true)
@@ -177,12 +224,13 @@ def _count(pairs: PairedBlocks, components: bool) -> tuple[Contingency, Continge
         total.add(Contingency.of(as_labels(pairs.prediction, predicted), segments))
     table = total.result()
     if not components:
-        return table, Contingency.merged([Contingency(table.truth, table.truth, table.count)])
+        parts = Contingency.merged([Contingency(table.truth, table.truth, table.count)])
+        return Counts(pairs.truth.url, components, table, parts)
     names, bodies = found.resolve()
     segment, body = names[table.truth], bodies[table.truth]
-    return (
-        Contingency.merged([Contingency(table.prediction, segment, table.count)]),
-        Contingency.merged([Contingency(segment, body, table.count)]),
+    parts = Contingency.merged([Contingency(segment, body, table.count)])
+    return Counts(
+        pairs.truth.url, components, Contingency.merged([Contingency(table.prediction, segment, table.count)]), parts
     )
 
 

@@ -135,7 +135,7 @@ def make_plan(
     sources: dict[str, tuple[Source, str]] = {}
     for name, entry in workflow.inputs.items():
         volume = open_volume(entry.path)
-        sources[name] = (_input_source(name, volume, region), _input_key(volume, region))
+        sources[name] = (_input_source(name, volume, region), input_key(volume, region))
     _check_region(workflow, region)
     planned = []
     for name in workflow.order():
@@ -197,7 +197,7 @@ def _input_source(name: str, volume: Volume, region: Box | None) -> Source:
     return Source(name, "volume", {name: output}, {name: volume.url}, region)
 
 
-def _input_key(volume: Volume, region: Box | None) -> str:
+def input_key(volume: Volume, region: Box | None) -> str:
     """Return what identifies an input: its fingerprint, or, where a stranger wrote it, what is stored."""
     content = volume.fingerprint or _stored(volume.url)
     return digest({"content": content, "spec": volume.spec, "region": str(region) if region else None})

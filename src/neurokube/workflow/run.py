@@ -10,7 +10,7 @@
 import platform
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -179,39 +179,44 @@ class Run:
             ledger.forget(lost)
         return len(lost)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run against other drivers on this machine; a killed one lets go by itself.
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the run against other drivers on this machine, see `locked`."""
+        return locked(self.url)
 
-        Raises:
-            TryAgainError: where another process has it, or the folder cannot be written.
-        """
-        if "://" in self.url:
-            yield
-            return
-        import fcntl
 
-        path = Path(self.url) / ".lock"
+@contextmanager
+def locked(url: str) -> Iterator[None]:
+    """Hold a folder against other processes on this machine; a killed one lets go by itself.
+
+    Raises:
+        TryAgainError: where another process has it, or the folder cannot be written.
+    """
+    if "://" in url:
+        yield
+        return
+    import fcntl
+
+    path = Path(url) / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise surroundings(error, url) or TryAgainError(f"{url}: {error.strerror}") from None
+    with file:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a+")
-        except OSError as error:
-            raise surroundings(error, self.url) or TryAgainError(f"{self.url}: {error.strerror}") from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise TryAgainError(
-                    f"{self.url}: in use by another process ({file.read().strip() or 'unknown'}); "
-                    "wait for it or stop it, or choose another name"
-                ) from None
-            file.truncate(0)
-            import os
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise TryAgainError(
+                f"{url}: in use by another process ({file.read().strip() or 'unknown'}); "
+                "wait for it or stop it, or choose another name"
+            ) from None
+        file.truncate(0)
+        import os
 
-            file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            yield
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def _check_format(url: str, document: Any) -> None:

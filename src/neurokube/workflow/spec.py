@@ -36,7 +36,7 @@ def _one_of_the_stages(value: Any, handler: ValidatorFunctionWrapHandler) -> Sta
     settings = dict(value)
     kind = settings.pop("stage")
     if not isinstance(kind, str) or kind not in STAGES:
-        raise ValueError(f"unknown stage '{kind}'{_suggestion(str(kind), STAGES)}")
+        raise ValueError(f"unknown stage '{kind}'{suggestion(str(kind), STAGES)}")
     return STAGES[kind].model_validate(settings)
 
 
@@ -95,7 +95,7 @@ class Workflow(BaseModel):
                 source = reference.split(".")[0]
                 if source not in known:
                     raise ConfigurationError(
-                        f"stages.{name}.{role}: there is no input or stage '{source}'{_suggestion(source, known)}"
+                        f"stages.{name}.{role}: there is no input or stage '{source}'{suggestion(source, known)}"
                     )
                 if source in self.stages:
                     graph[name].add(source)
@@ -166,12 +166,12 @@ def _describe(mistakes: list[Any], document: Mapping[str, Any]) -> str:
     first = next((m for m in mistakes if m["type"] == "extra_forbidden"), mistakes[0])
     location = first["loc"]
     if first["type"] == "extra_forbidden":
-        message = f"unknown field{_suggestion(str(location[-1]), _fields(location, document))}"
+        message = f"unknown field{suggestion(str(location[-1]), _fields(location, document))}"
     elif first["type"] == "missing" and isinstance(location[-1], int):
         location = location[:-1]
         message = f"needs {1 + max(m['loc'][-1] for m in mistakes if m['loc'][:-1] == location)} values"
     else:
-        message = _plain(first)
+        message = plain(first)
     field = ".".join(" ".join(str(part).splitlines()) for part in location if part != "[key]")
     return f"{field}: {message}" + (f" (and {len(mistakes) - 1} more)" if mistakes[1:] else "")
 
@@ -195,7 +195,7 @@ _WORDING = {
 }
 
 
-def _plain(mistake: Any) -> str:
+def plain(mistake: Any) -> str:
     """Return pydantic's words as a person would say them, with the value that was given."""
     words = _WORDING.get(mistake["type"], mistake["msg"]).format(**mistake.get("ctx", {}))
     words = re.sub(r"^(Value error, |Input should (?=be))", "", words)
@@ -226,7 +226,8 @@ def _yaml_problem(error: Exception) -> str:
     return f": {str(error).splitlines()[0]}"
 
 
-def _suggestion(word: str, known: Any) -> str:
+def suggestion(word: str, known: Any) -> str:
+    """Return the known word that is meant, or all of them, as the end of a sentence."""
     close = get_close_matches(word, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(known)}"
 
