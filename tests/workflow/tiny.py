@@ -39,7 +39,13 @@ STAGES = {
     "boundaries": {"tile": TILE},
     "fragments": {"tile": TILE, "reach": 60.0},
     "graph": {},
-    "multicut": {"first_block": TILE},
+    "lifted": {
+        "priors": {
+            "classes": {"channels": {"ridges": "boundaries", "grey": "image"}, "repel": 2},
+            "objects": {"objects": "objects", "attract": 2, "repel": 1, "overlap": 5},
+        }
+    },
+    "multicut": {"first_block": TILE, "lifted": "lifted"},
     "segmentation": {},
     "objects": {"semantics": "boundaries", "threshold": 0.3, "core": 0.7, "reach": 60, "tile": TILE},
     "measurements": {"cells": "segmentation", "semantics": "boundaries"},

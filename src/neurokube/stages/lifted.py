@@ -170,7 +170,8 @@ class _Tiles:
         fragments = np.where(ids, ids - np.uint64(first_id(self.grid, cell)), 0).astype(np.uint32)
         for name, prior in self.stage.priors.items():
             if prior.channels is not None:
-                maps = [data.volume(f"{name}.channels.{c}").read(box) for c in prior.channels]
+                # in an order that does not depend on that of the file
+                maps = [data.volume(f"{name}.channels.{c}").read(box) for c in sorted(prior.channels)]
                 data.put(self.table(name), cell, class_sums(fragments, maps, count))
             elif prior.objects is not None:
                 objects = data.volume(f"{name}.objects").read(box).astype(np.uint64, copy=False)

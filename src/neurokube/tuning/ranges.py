@@ -111,9 +111,10 @@ def usual_ranges(fragments: str, multicut: str, stages: Mapping[str, Stage], spe
         Range(fragments, "smallest", low=10, high=1000, whole=True, log=True),
         Range(multicut, "bias", low=0.05, high=0.95),
         Range(multicut, "size_weight", low=0.0, high=1.0),
-        Range(multicut, "statistic", choices=get_args(Statistic)),
         Range(multicut, "smallest", low=0, high=1000, whole=True),
     ]
+    if getattr(stages[multicut], "forest", None) is None:
+        found.append(Range(multicut, "statistic", choices=get_args(Statistic)))
     if spec.is_coarse:
         found += [
             Range(multicut, "z_bias", low=0.05, high=0.95),
