@@ -445,7 +445,7 @@ def test_a_lost_shard_of_an_edited_segmentation_is_computed_again_as_edited(fold
 def test_a_kill_in_the_middle_of_an_edit_loses_nothing(folder, finisher):
     """kill -9 at random moments after the edit is in the log; what is left is finished by a run or the next edit."""
     workflow = write_workflow(folder, stages=CHAIN)
-    choice, kills = random.Random(finisher), 0
+    choice, kills, interrupted = random.Random(finisher), 0, 0
     program = [sys.executable, "-m", "neurokube"]
     before = labels(folder)
     a, b = largest(before, 2)
@@ -465,6 +465,8 @@ def test_a_kill_in_the_middle_of_an_edit_loses_nothing(folder, finisher):
             os.killpg(process.pid, signal.SIGKILL)
             kills += 1
         process.wait()
+        mark = Path(url(folder), "segmentation", "corrections.json")
+        interrupted += not mark.exists() or json.loads(mark.read_text())["finished"] <= logged
         if finisher == "run":
             subprocess.run([*program, "run", str(workflow), "-q", "-w", "0"], check=True, stdout=subprocess.DEVNULL)
         else:
@@ -474,6 +476,7 @@ def test_a_kill_in_the_middle_of_an_edit_loses_nothing(folder, finisher):
         if logged % 2 == 0:
             assert segmentation_of(planned(folder, stages=CHAIN)) == from_scratch(folder)
         assert sum(run_again(folder)[1].computed.values()) == 0
+    assert interrupted, "no kill came before the blocks were written"
 
 
 # what is refused

@@ -235,7 +235,8 @@ class Corrections:
 
     def finish(self) -> None:
         """Note that all blocks are written again."""
-        self._mark(finished=self.log.last)
+        if self.state["finished"] != self.log.last:
+            self._mark(finished=self.log.last)
 
     def _mark(self, **changes: Any) -> None:
         self._store.write_json("corrections.json", self.state | changes)

@@ -64,7 +64,8 @@ def finish(run: Run, engine: Engine, *, stages: Container[str] | None = None, qu
                 if upstream & failed.keys():
                     failed.setdefault(planned.name, "")
                     continue
-                if planned.stage.editable and step.step is planned.steps[0] and not asked.is_set():
+                correcting = planned.stage.editable and not asked.is_set()
+                if correcting and step.step is planned.steps[0]:
                     _correct(run, planned, bars)
                 if stages is None and (lost := run.forget_lost(step)):
                     console.print(
@@ -73,6 +74,8 @@ def finish(run: Run, engine: Engine, *, stages: Container[str] | None = None, qu
                 message = _step(run, step, engine, bars, summary, asked)
                 if message:
                     failed[planned.name] = message
+                elif correcting and step.step is planned.steps[-1]:
+                    Corrections(run, planned, EditLog.read(run.store, planned.name)).finish()
     if failed:
         raise NeuroKubeError("; ".join(message for message in failed.values() if message))
     return summary

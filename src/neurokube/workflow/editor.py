@@ -181,7 +181,6 @@ class Editor:
         run = self._run.edited()
         self.summary = finish(run, self._engine or InProcess(), stages=(self.stage,), quiet=self._quiet)
         self._open(run)
-        self._corrections.finish()
         return self.summary
 
     # what is there
