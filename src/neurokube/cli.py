@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from . import cli_models
+from . import cli_edits, cli_models
 
 app = typer.Typer(
     name="neurokube",
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_models.app, name="models")
+app.add_typer(cli_edits.app, name="edit")
 
 Workers = Annotated[
     int | None, typer.Option("--workers", "-w", min=0, help="worker processes; 0: in this process [default: cores]")

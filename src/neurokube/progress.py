@@ -31,8 +31,11 @@ class RateColumn(ProgressColumn):
 
 
 @contextmanager
-def progress(*, quiet: bool = False) -> Iterator[Progress]:
-    """Show progress bars with rate and time left; add bars with `add_task(name, total=n, unit="blocks")`."""
+def progress(*, quiet: bool = False, transient: bool = False) -> Iterator[Progress]:
+    """Show progress bars with rate and time left; add bars with `add_task(name, total=n, unit="blocks")`.
+
+    Those that are `transient` are gone when all is done, and are for a terminal only.
+    """
     bars = Progress(
         TextColumn("{task.description:<24}"),
         BarColumn(),
@@ -40,7 +43,8 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
         RateColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
-        disable=quiet,
+        transient=transient,
+        disable=quiet or (transient and not console.is_terminal),
     )
     with bars:
         yield bars

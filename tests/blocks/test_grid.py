@@ -47,6 +47,7 @@ def test_blocks_of_any_shape_partition_the_cells(grid, cells):
     members = [blocks.members(block) for block in range(len(blocks))]
     assert sorted(cell for block in members for cell in block) == list(range(len(grid)))
     assert all(block == sorted(block) and block for block in members)
+    assert all(blocks.of(cell) == block for block in range(len(blocks)) for cell in members[block])
 
 
 @PROPERTY

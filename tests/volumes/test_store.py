@@ -153,6 +153,12 @@ def test_a_folder_without_permission_asks_for_another(store):
     refuse(lambda: store.read("kept"), "permission denied", naming=store.url)
 
 
+def test_only_the_first_to_create_an_object_writes_it(store):
+    assert store.create("a", b"first")
+    assert not store.create("a", b"second")
+    assert store.read("a") == b"first"
+
+
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_a_path_may_lead_upwards_through_links_too(tmp_path, monkeypatch, scheme):
     Store(str(tmp_path / "far" / "store")).write("a", b"value")

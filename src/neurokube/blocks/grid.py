@@ -103,6 +103,11 @@ class Blocks:
         ranges = (range(a, b) for a, b in zip(box.start, box.stop, strict=True))
         return [self.grid.index(c) for c in product(*ranges)]  # type: ignore[arg-type]
 
+    def of(self, cell: int) -> int:
+        """Return the number of the block that a cell belongs to."""
+        z, y, x = (k // n for k, n in zip(self.grid.coordinate(cell), self.cells, strict=True))
+        return self._layout.index((z, y, x))
+
     def __str__(self) -> str:
         return "x".join(str(n) for n in self.cells)
 

@@ -233,6 +233,8 @@ class Stage(BaseModel):
     """Fields that do not change what comes out."""
     found: ClassVar[tuple[str, ...]] = ()
     """Fields that planning fills, and nobody sets."""
+    editable: ClassVar[bool] = False
+    """Whether people's corrections change what comes out, see `workflow.edits`."""
 
     block: Extent | None = Field(
         None, description="voxels (z, y, x) that one worker takes at a time, rounded up to whole tiles"
@@ -260,6 +262,10 @@ class Stage(BaseModel):
     def remarks(self, sources: Mapping[str, Source]) -> list[str]:
         """Return what a user should know before the stage runs."""
         return []
+
+    def beside(self, own: Source) -> dict[str, Source]:
+        """Return what the steps read that no step writes, by role: tables of which any cell may be missing."""
+        return {}
 
     @abstractmethod
     def steps(self, sources: Mapping[str, Source]) -> list[Step]:
@@ -304,6 +310,25 @@ def same_grid(role: str, spec: VolumeSpec, other_role: str, other: VolumeSpec) -
         )
 
 
+_UNREADABLE = "cannot be read ({}); delete it and run again to compute it anew"
+
+
+def packed(array: NDArray[Any]) -> bytes:
+    """Return an array as it is stored (.npy)."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def unpacked(content: bytes) -> NDArray[Any]:
+    """Return the array that `packed` stored.
+
+    Raises:
+        ValueError: where it is damaged.
+    """
+    return cast(NDArray[Any], np.load(io.BytesIO(content), allow_pickle=False))
+
+
 class Data:
     """What a step sees of the store: what it reads, by role or `role.output`, and what it writes, by name."""
 
@@ -338,16 +363,26 @@ class Data:
         Raises:
             DataError: where it is missing or damaged.
         """
+        found = self.find(name, cell)
+        if found is None:
+            store, key = self._object(name, cell)
+            raise DataError(f"{join(store.url, key)}: {_UNREADABLE.format('it is missing')}")
+        return found
+
+    def find(self, name: str, cell: int) -> NDArray[Any] | None:
+        """Return the array of one cell of a table, None where there is none.
+
+        Raises:
+            DataError: where it is damaged.
+        """
+        if name not in self._found:
+            return None
         store, key = self._object(name, cell)
         data = store.read(key)
         try:
-            if data is None:
-                raise ValueError("it is missing")
-            return cast(NDArray[Any], np.load(io.BytesIO(data), allow_pickle=False))
+            return None if data is None else unpacked(data)
         except ValueError as error:
-            raise DataError(
-                f"{join(store.url, key)}: cannot be read ({error}); delete it and run again to compute it anew"
-            ) from None
+            raise DataError(f"{join(store.url, key)}: {_UNREADABLE.format(error)}") from None
 
     def _object(self, name: str, cell: int) -> tuple[Store, str]:
         output, url, _ = self._found[name]
@@ -370,9 +405,7 @@ class Data:
     def put(self, name: str, cell: int, array: NDArray[Any]) -> None:
         """Write the array of one cell of a table; durable when this returns."""
         store, key = self._object(name, cell)
-        buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=False)
-        self._put(store, key, buffer.getvalue(), name, cell)
+        self._put(store, key, packed(array), name, cell)
 
     def put_file(self, name: str, content: bytes) -> None:
         """Write a file whole; durable when this returns."""

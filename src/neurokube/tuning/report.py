@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import NeuroKubeError, surroundings
-from ..workflow.edits import anywhere, edited
+from ..workflow.text import anywhere, edited
 from .plot import plot
 from .ranges import shown
 from .study import Trial

@@ -95,6 +95,14 @@ class Store:
         with self._faults(key):
             self._kv.write(key, value).result()
 
+    def create(self, key: str, value: bytes) -> bool:
+        """Write an object whole unless there is one already; return whether there was none."""
+        with self._faults(key):
+            missing = self._kv.read(key).result()
+            if missing.state == "value":
+                return False
+            return bool(self._kv.write(key, value, if_equal=missing.stamp.generation).result().generation)
+
     def keys(self, prefix: str = "") -> list[str]:
         """Return the keys that start with `prefix`, sorted."""
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""

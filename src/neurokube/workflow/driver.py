@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isqrt
@@ -14,17 +14,20 @@ from rich.progress import Progress
 from ..engines.base import Batch, Engine
 from ..errors import Drained, NeuroKubeError
 from ..progress import console, progress
-from .plan import PlannedStep
+from .corrections import Corrections
+from .edits import EditLog, described
+from .plan import PlannedStage, PlannedStep
 from .run import Run
 from .worker import work
 
 
 @dataclass
 class Summary:
-    """What a run did: blocks computed now and found done, by step."""
+    """What a run did: blocks computed now and found done, by step, and stages whose old results were dropped."""
 
     computed: dict[str, int] = field(default_factory=dict)
     found: dict[str, int] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
 
 
 def execute(run: Run, engine: Engine, *, quiet: bool = False) -> Summary:
@@ -37,29 +40,61 @@ def execute(run: Run, engine: Engine, *, quiet: bool = False) -> Summary:
         NeuroKubeError: where blocks failed; names them.
         TryAgainError: where the folder is busy, full or read-only.
     """
+    with run.lock():
+        return finish(run, engine, quiet=quiet)
+
+
+def finish(run: Run, engine: Engine, *, stages: Container[str] | None = None, quiet: bool = False) -> Summary:
+    """Do what `execute` does, for some stages only where they are named; the lock is held.
+
+    Of named stages it is taken for granted that no stored object was lost.
+    """
     summary = Summary()
     failed: dict[str, str] = {}
-    with run.lock(), _draining(engine) as asked, engine:
-        for name in run.prepare():
+    with _draining(engine) as asked, engine:
+        summary.dropped = run.prepare()
+        for name in summary.dropped if stages is None else ():
             console.print(f"[yellow]{name}: its settings or inputs changed; it is computed anew[/]")
         with progress(quiet=quiet) as bars:
             for step in run.plan.steps.values():
-                upstream = {source.name for source in step.planned.sources.values()} | {step.planned.name}
-                if upstream & failed.keys():
-                    failed.setdefault(step.planned.name, "")
+                planned = step.planned
+                if stages is not None and planned.name not in stages:
                     continue
+                upstream = {source.name for source in planned.sources.values()} | {planned.name}
+                if upstream & failed.keys():
+                    failed.setdefault(planned.name, "")
+                    continue
+                correcting = planned.stage.editable and not asked.is_set()
+                if correcting and step.step is planned.steps[0]:
+                    _correct(run, planned, bars)
+                if stages is None and (lost := run.forget_lost(step)):
+                    console.print(
+                        f"[yellow]{step.name}: {lost} stored objects are gone; their blocks are computed again[/]"
+                    )
                 message = _step(run, step, engine, bars, summary, asked)
                 if message:
-                    failed[step.planned.name] = message
+                    failed[planned.name] = message
+                elif correcting and step.step is planned.steps[-1]:
+                    Corrections(run, planned, EditLog.read(run.store, planned.name)).finish()
     if failed:
         raise NeuroKubeError("; ".join(message for message in failed.values() if message))
     return summary
 
 
+def _correct(run: Run, planned: PlannedStage, bars: Progress) -> None:
+    """Bring people's corrections of a stage to what its log says, and say what of the log could not be applied."""
+    corrections = Corrections(run, planned, EditLog.read(run.store, planned.name), bars)
+    for remark in corrections.write():
+        console.print(f"[yellow]{planned.name}: {remark}[/]")
+    if away := [edit.number for edit in corrections.log.standing() if edit.on != corrections.on]:
+        console.print(
+            f"[yellow]{planned.name}: edits {described(away)} were made on other fragments and are left out; they are "
+            f"kept in {planned.name}.edits, and count again once '{planned.sources['fragments'].name}' is as it was[/]"
+        )
+
+
 def _step(run: Run, step: PlannedStep, engine: Engine, bars: Progress, summary: Summary, asked: threading.Event) -> str:
     """Work through one step; return what failed, or nothing."""
-    if lost := run.forget_lost(step):
-        console.print(f"[yellow]{step.name}: {lost} stored objects are gone; their blocks are computed again[/]")
     ledger = run.ledger(step)
     remaining = ledger.remaining()
     total = len(step.blocks)

@@ -1,151 +1,170 @@
-"""Edits of a workflow file: settings changed in its text, so that comments and layout stay."""
+"""The log of edits: what people corrected of a segmentation, as small immutable objects beside the run.
 
-import json
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+    <run>/<stage>.edits/<number>.json
 
-import yaml
+An edit speaks of fragments, never of segments alone: it holds however the fragments were joined before, so it
+survives a multicut with other settings.  It is bound to the key of the fragments it was made on; on others it does not
+count, and is kept.  Nothing in the log is ever changed: an undo is an entry of its own, and can itself be undone.
+"""
 
-from .spec import Workflow, parse_workflow
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Literal, Self
 
-Path = tuple[str, ...]
-"""Keys from the top of the file to a value, as ("stages", "multicut", "bias")."""
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import DataError, TryAgainError
+from ..volumes import Store, join
+from .plan import Edited, digest
+
+Ids = NDArray[np.uint64]
 
 
-def edited(text: str, changes: Mapping[Path, Any]) -> str:
-    """Return a workflow's YAML with values changed or added, in mappings that are there, if only as empty stages.
+class Edit(BaseModel):
+    """An entry of the log.
 
-    A commented line that shows the default of what is added, as `neurokube init` writes them, makes way for it.  Where
-    the file uses aliases or merges, so that a line stands for several places, it is written anew, without comments.
+    merge    the segments that hold `fragments` are one
+    split    `fragments` are in different segments; each but the first has the fragments of one of the `parts` with it,
+             the first has all others, if the segment is still the `whole` that was parted
+    undo     the entry numbered `undoes` does not count
     """
-    wanted = _changed(yaml.safe_load(text), changes)
-    result = text
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    number: int
+    action: Literal["merge", "split", "undo"]
+    author: str
+    time: str
+    """UTC, as 2026-01-31T12:00:00+00:00."""
+    note: str = ""
+    on: str
+    """Key of the fragments."""
+    fragments: tuple[int, ...] = ()
+    parts: tuple[tuple[int, ...], ...] = ()
+    whole: tuple[int, int] | None = None
+    """Number and checksum of the fragments that were parted."""
+    fresh: int = 0
+    """How many segments the splits before have made: new ids count on from there."""
+    undoes: int | None = None
+    segments: tuple[int, ...] = ()
+    """The segments as they were called, for people."""
+    became: tuple[int, ...] = ()
+    """What they were called afterwards."""
+    voxels: int = 0
+    """How many voxels have another segment since."""
+    joined_by: str = ""
+    """Key of the stage that had joined the fragments."""
+    originals: tuple[int, ...] = ()
+    """The segments that it had put `fragments` into."""
+
+
+@dataclass(frozen=True)
+class EditLog:
+    """The edits of one segmentation stage, in order."""
+
+    store: Store
+    stage: str
+    entries: tuple[Edit, ...]
+
+    @classmethod
+    def read(cls, store: Store, stage: str) -> Self:
+        """Read the log of a stage of the run in a store.
+
+        Raises:
+            DataError: where an entry is damaged.
+        """
+        return cls(store, stage, tuple(_entry(store, key) for key in store.keys(f"{stage}.edits/")))
+
+    def until(self, number: int) -> Self:
+        """Return the log as it was when it ended with the entry of a number."""
+        return replace(self, entries=tuple(entry for entry in self.entries if entry.number <= number))
+
+    @property
+    def last(self) -> int:
+        """The number of the last entry, 0 where there is none."""
+        return max((entry.number for entry in self.entries), default=0)
+
+    @property
+    def fresh(self) -> int:
+        """How many segments all splits have made, those that were undone included."""
+        return max((entry.fresh + len(entry.parts) for entry in self.entries), default=0)
+
+    def entry(self, number: int) -> Edit | None:
+        """Return an entry by its number."""
+        return next((entry for entry in self.entries if entry.number == number), None)
+
+    def subject(self, edit: Edit) -> Edit:
+        """Return the merge or split that an entry is, or undoes, or brings back."""
+        while edit.undoes is not None and (found := self.entry(edit.undoes)) is not None:
+            edit = found
+        return edit
+
+    def undone(self) -> dict[int, int]:
+        """Return, for each entry that was undone, the entry that did so."""
+        found: dict[int, int] = {}
+        for entry in reversed(self.entries):
+            if entry.undoes is not None and entry.number not in found:
+                found[entry.undoes] = entry.number
+        return found
+
+    def standing(self) -> list[Edit]:
+        """Return the merges and splits that were not undone."""
+        undone = self.undone()
+        return [entry for entry in self.entries if entry.action != "undo" and entry.number not in undone]
+
+    def counting(self, on: str) -> list[Edit]:
+        """Return those that were made on the fragments of a key: what becomes of any others is not known."""
+        return [entry for entry in self.standing() if entry.on == on]
+
+    def digest(self, on: str) -> str:
+        """Return what tells the edits that count on fragments apart from any others; "" where there are none."""
+        edits = self.counting(on)
+        return digest([[e.action, e.fragments, e.parts, e.whole, e.fresh] for e in edits]) if edits else ""
+
+    def with_entry(self, edit: Edit) -> Self:
+        """Make an edit durable, and return the log with it.
+
+        Raises:
+            TryAgainError: where somebody else has just made one of this number.
+        """
+        content = edit.model_dump_json(exclude_defaults=True).encode()
+        if not self.store.create(f"{self.stage}.edits/{edit.number:08d}.json", content):
+            raise TryAgainError(f"{self.store.url}: somebody else has just made edit {edit.number}; try again")
+        return replace(self, entries=(*self.entries, edit))
+
+
+def _entry(store: Store, key: str) -> Edit:
     try:
-        for path, value in changes.items():
-            result = _edit(result, path, value)
-        if yaml.safe_load(result) == wanted:
-            return result
-    except (yaml.YAMLError, LookupError, StopIteration):
-        pass
-    return yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
+        return Edit.model_validate(store.read_json(key))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(
+            f"{join(store.url, key)}: no edit that this version understands "
+            f"({'.'.join(str(part) for part in first['loc']) or 'it'}: {first['msg']}); restore the file, or use the "
+            "version that wrote it"
+        ) from None
 
 
-def anywhere(text: str, workflow: Workflow) -> dict[Path, Any]:
-    """Return the changes by which a file, whose `workflow` was loaded from its folder, means the same in any other."""
-    written = parse_workflow(yaml.safe_load(text))
-    changes: dict[Path, Any] = {}
-    for name, volume in workflow.inputs.items():
-        if volume.path != written.inputs[name].path:
-            changes["inputs", name, "path"] = volume.path
-    for name, stage in workflow.stages.items():
-        for field in type(stage).model_fields:
-            if (value := getattr(stage, field)) != getattr(written.stages[name], field):
-                changes["stages", name, field] = value
-    if workflow.workspace != written.workspace:
-        changes["workspace",] = workflow.workspace
-    return changes
+def edited(store: Store) -> Edited:
+    """Return the function that tells the edits in a run's folder apart, for planning."""
+    return lambda stage, on: EditLog.read(store, stage).digest(on)
 
 
-def _changed(document: dict[str, Any], changes: Mapping[Path, Any]) -> dict[str, Any]:
-    for path, value in changes.items():
-        place = document
-        for key in path[:-1]:
-            if place.get(key) is None:
-                place[key] = {}
-            # a copy, as an alias makes two places one
-            place[key] = dict(place[key])
-            place = place[key]
-        place[path[-1]] = value
-    return document
+def now() -> str:
+    """Return the time, as edits have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _edit(text: str, path: Path, value: Any) -> str:
-    """Return the text with one value changed.
-
-    Raises:
-        LookupError: where the place is not one of the usual kinds.
-    """
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    mapping, key = _mapping(root, path[:-1])
-    word = json.dumps(value, ensure_ascii=False)
-    if mapping is None:
-        return _into_empty(text, key, path[-1], word)
-    found = [(k, v) for k, v in mapping.value if k.value == path[-1]]
-    if found:
-        old, start = found[0][1], found[0][1].start_mark.index
-        if start == old.end_mark.index:
-            word = f" {word}"
-        rest = text[old.end_mark.index :]
-        if remark := re.match(" +(?=#)", rest):
-            # what is said of the value stays in its column, if there is room
-            room = len(remark[0]) - len(word) + old.end_mark.index - start
-            rest = " " * max(1, room) + rest[len(remark[0]) :]
-        return text[:start] + word + rest
-    if mapping.flow_style:
-        end = mapping.end_mark.index - 1
-        inside = text[mapping.start_mark.index + 1 : end].rstrip()
-        comma = ", " if inside and not inside.endswith(",") else " " if inside else ""
-        return text[: mapping.start_mark.index + 1] + inside + f"{comma}{path[-1]}: {word}" + text[end:]
-    column = mapping.value[0][0].start_mark.column
-    last = mapping.value[-1][1]
-    first = mapping.start_mark.line if key is None else key.start_mark.line + 1
-    return _with_line(text, first, _end(text, last, column), column, path[-1], word)
+def checksum(fragments: Ids) -> tuple[int, int]:
+    """Return what tells a set of fragments, ascending, apart from others: how many there are, and a CRC-32."""
+    return len(fragments), zlib.crc32(np.ascontiguousarray(fragments, "<u8").data)
 
 
-def _mapping(root: Any, path: Sequence[str]) -> tuple[Any, Any]:
-    """Return the mapping at a place, None where it is empty, and the key that it stands under."""
-    node, key = root, None
-    for name in path:
-        key, node = next((k, v) for k, v in node.value if k.value == name)
-    if isinstance(node, yaml.MappingNode):
-        return node if node.value or node.flow_style else None, key
-    if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null" and not node.value:
-        return None, key
-    raise LookupError(path)
-
-
-def _into_empty(text: str, key: Any, name: str, word: str) -> str:
-    """Return the text with the first line of a mapping under a key that has none yet."""
-    lines, line, column = text.splitlines(keepends=True), key.start_mark.line, key.start_mark.column
-    after = line + 1
-    while after < len(lines) and _inside(lines[after], column):
-        after += 1
-    shown = [m.start(1) for each in lines[line + 1 : after] if (m := re.match(r"\s*(#) \w+:", each))]
-    return _with_line(text, line + 1, after, shown[0] if shown else column + 2, name, word)
-
-
-def _inside(line: str, column: int) -> bool:
-    """Whether a line is a comment of what begins at a column."""
-    return bool(line.strip()) and line.lstrip().startswith("#") and len(line) - len(line.lstrip()) > column
-
-
-def _end(text: str, last: yaml.Node, column: int) -> int:
-    """Return the line after a mapping's last value and the comments that belong to it."""
-    # a block ends where the next begins, which may be far; what it holds last ends where it does
-    while isinstance(last, yaml.CollectionNode) and not last.flow_style and last.value:
-        entry = last.value[-1]
-        last = entry[1] if isinstance(entry, tuple) else entry
-    lines, after = text.splitlines(), int(last.end_mark.line) + 1
-    if isinstance(last, yaml.ScalarNode) and last.style in ("|", ">"):
-        after -= 1
-        while not lines[after - 1].strip():
-            after -= 1
-    while after < len(lines) and _inside(lines[after], column - 1):
-        after += 1
-    return after
-
-
-def _with_line(text: str, first: int, after: int, column: int, name: str, word: str) -> str:
-    """Return the text with a line of a mapping, in place of the comment that shows its default or before `after`."""
-    lines = text.splitlines(keepends=True)
-    line = f"{' ' * column}{name}: {word}"
-    for k in range(first, min(after, len(lines))):
-        if match := re.match(rf"\s*# {re.escape(name)}: [^#\n]*(#.*)?$", lines[k]):
-            remark = match.group(1)
-            lines[k] = (f"{line.ljust(match.start(1) - 1)} {remark}" if remark else line) + "\n"
-            return "".join(lines)
-    if lines and not lines[-1].endswith("\n"):
-        lines[-1] += "\n"
-    lines.insert(after, line + "\n")
-    return "".join(lines)
+def described(numbers: Iterable[int], most: int = 4) -> str:
+    """Return ids for a person to read, the first few of them."""
+    every = [str(number) for number in numbers]
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")

@@ -80,11 +80,14 @@ class Ledger:
 
         Only the driver does so, while no worker runs.  The rest of an object is written before it goes.
         """
-        gone = set(cells)
+        gone = list(cells)
         for key in self.store.keys(self._prefix):
-            blocks, _ = self._parse(key)
+            blocks, batch = self._parse(key)
+            lost = {block for cell in gone if batch.first <= (block := blocks.of(cell)) < batch.last}
+            if not lost:
+                continue
             records = self._load(key)
-            kept = [r for r in records if not gone.intersection(blocks.members(r.block))]
+            kept = [r for r in records if r.block not in lost]
             if len(kept) < len(records):
                 if kept:
                     self.append(f"{key.rsplit('/', 1)[0]}/{_unique()}.json", kept)
@@ -115,8 +118,11 @@ class Ledger:
                 records = self._load(key)
                 vanished |= not records
                 ids = [r.block for r in records]
-            for block in ids:
-                self._done[blocks.members(block)] = True
+            if blocks.cells == (1, 1, 1):
+                self._done[list(ids)] = True
+            else:
+                for block in ids:
+                    self._done[blocks.members(block)] = True
             self._read.add(key)
         # a listed object that is gone was just compacted into another, which the listing may have missed
         return self._look(batch) if vanished else self._done

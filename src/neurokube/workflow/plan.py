@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -39,7 +39,11 @@ def digest(value: Any) -> str:
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage with its key, what it reads, and its steps."""
+    """A stage with its key, what it reads, and its steps.
+
+    `reads` are the keys of what it reads, by role; `edits` tells apart the corrections that people made of it, "" where
+    there are none.  They are no part of its own key, as they renew only a few of its blocks, but of its readers'.
+    """
 
     name: str
     stage: Stage
@@ -47,10 +51,12 @@ class PlannedStage:
     sources: Mapping[str, Source]
     own: Source
     steps: tuple[Step, ...]
+    reads: Mapping[str, str]
+    edits: str = ""
 
     def data(self) -> Data:
         """Open what the stage reads and writes."""
-        return Data(self.sources, self.own)
+        return Data({**self.sources, **self.stage.beside(self.own)}, self.own)
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,10 @@ class Plan:
         """What a user should know before it runs."""
         return [f"{s.name}: {remark}" for s in self.stages for remark in s.stage.remarks(s.sources)]
 
+    def stage(self, name: str) -> PlannedStage:
+        """Return a stage by its name."""
+        return next(planned for planned in self.stages if planned.name == name)
+
     def step(self, name: str) -> PlannedStep:
         """Return a step by its name.
 
@@ -113,6 +123,10 @@ class Plan:
             raise UsageError(f"there is no step '{name}' in this run; there are {', '.join(self.steps)}") from None
 
 
+Edited = Callable[[str, str], str]
+"""Tells apart the corrections of an editable stage, from its name and the key of its fragments; "" for none."""
+
+
 def make_plan(
     workflow: Workflow,
     run_url: str,
@@ -121,6 +135,7 @@ def make_plan(
     numerics: Mapping[str, str] | None = None,
     settled: Mapping[str, Stage] | None = None,
     before: Mapping[str, Stage] | None = None,
+    edited: Edited | None = None,
 ) -> Plan:
     """Plan a workflow: open its inputs, check that all fits, compute keys.  Writes nothing.
 
@@ -148,19 +163,21 @@ def make_plan(
         except ConfigurationError as error:
             raise ConfigurationError(f"stages.{name}.{error}") from None
         outputs = outputs_of(steps)
+        reads = {role: key for role, (_, key) in references.items()}
         key = digest(
             {
                 "kind": stage.kind,
                 "version": stage.version,
                 "settings": stage.model_dump(mode="json", exclude={*stage.unkeyed, *stage.roles}),
-                "reads": {role: key for role, (_, key) in references.items()},
+                "reads": reads,
                 "writes": [asdict(output) for output in outputs.values()],
                 "numerics": dict(numerics),
             }
         )
         own = Source(name, stage.kind, outputs, {o: join(run_url, name, o) for o in outputs})
-        sources[name] = (own, key)
-        planned.append(PlannedStage(name, stage, key, inputs, own, steps))
+        edits = edited(name, sources[inputs["fragments"].name][1]) if edited and stage.editable else ""
+        sources[name] = (own, digest({"key": key, "edits": edits}) if edits else key)
+        planned.append(PlannedStage(name, stage, key, inputs, own, steps, reads, edits))
     return Plan(tuple(planned), workflow)
 
 

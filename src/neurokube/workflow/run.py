@@ -20,8 +20,9 @@ from ..blocks import Box, parse_region
 from ..errors import ConfigurationError, TryAgainError, surroundings
 from ..stages import STAGES, Stage, VolumeOutput
 from ..volumes import Store, create, exists, join
+from .edits import edited
 from .ledger import Ledger
-from .plan import Plan, PlannedStage, PlannedStep, make_plan, numerics_class
+from .plan import Edited, Plan, PlannedStage, PlannedStep, make_plan, numerics_class
 from .spec import Workflow, parse_workflow
 
 FORMAT = 2
@@ -48,7 +49,7 @@ class Run:
         name = workflow.name if region is None else f"{workflow.name}@{str(region).replace(',', '_').replace(':', '-')}"
         url = join(workflow.workspace, name)
         _check_folder(url)
-        plan = make_plan(workflow, url, region=region, before=_settled_before(url))
+        plan = make_plan(workflow, url, region=region, before=_settled_before(url), edited=edited(Store(url)))
         document = {
             "format": FORMAT,
             "neurokube": __version__,
@@ -57,7 +58,7 @@ class Run:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "region": str(region) if region else None,
             "numerics": numerics_class(),
-            "keys": {planned.name: planned.key for planned in plan.stages},
+            **_keys(plan),
             "inputs": _described_inputs(plan),
             "settled": {planned.name: planned.stage.model_dump(mode="json") for planned in plan.stages},
             "steps": {name: {"blocks": len(s.blocks), "cells": str(s.blocks)} for name, s in plan.steps.items()},
@@ -67,7 +68,7 @@ class Run:
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """Open a run that was planned before.
+        """Open a run that was planned before, with the edits that it was planned with.
 
         Raises:
             ConfigurationError: where there is none, or it was made by a version with another layout.
@@ -77,10 +78,14 @@ class Run:
             raise ConfigurationError(f"{url}: no run there (no run.json); start one with 'neurokube run WORKFLOW'")
         _check_format(url, document)
         workflow = parse_workflow(document["workflow"], where=join(url, "run.json"))
-        region = parse_region(document["region"]) if document["region"] else None
-        settled = _settled(document)
-        plan = make_plan(workflow, url, region=region, numerics=document["numerics"], settled=settled)
+        edits = document.get("edits", {})
+        plan = _plan_of(url, workflow, document, lambda stage, _: str(edits.get(stage, "")))
         return cls(url, workflow, plan, document)
+
+    def edited(self) -> Self:
+        """Return the run as it is, planned with the edits that were made since."""
+        plan = _plan_of(self.url, self.workflow, self.document, edited(self.store))
+        return type(self)(self.url, self.workflow, plan, self.document | _keys(plan))
 
     def check_worker(self) -> None:
         """Check that this process computes what the run was planned with.
@@ -232,6 +237,26 @@ def _check_format(url: str, document: Any) -> None:
         raise ConfigurationError(f"{join(url, 'run.json')}: damaged, it lacks {', '.join(missing)}; run again")
 
 
+def _plan_of(url: str, workflow: Workflow, document: Any, edits: Edited) -> Plan:
+    """Plan a run as it was planned before."""
+    return make_plan(
+        workflow,
+        url,
+        region=parse_region(document["region"]) if document["region"] else None,
+        numerics=document["numerics"],
+        settled=_settled(document),
+        edited=edits,
+    )
+
+
+def _keys(plan: Plan) -> dict[str, Any]:
+    """Return what of a plan's document changes with edits."""
+    return {
+        "keys": {planned.name: planned.key for planned in plan.stages},
+        "edits": {planned.name: planned.edits for planned in plan.stages if planned.edits},
+    }
+
+
 def _settled(document: Any) -> dict[str, Stage]:
     """Return the stages as they were settled when the run was planned."""
     stages = document["workflow"]["stages"]
@@ -251,8 +276,13 @@ def _check_folder(url: str) -> None:
     document = Store(url).read_json("run.json")
     if document is not None:
         _check_format(url, document)
-    elif "://" not in url and Path(url).is_dir() and any(p.name != ".lock" for p in Path(url).iterdir()):
+    elif "://" not in url and Path(url).is_dir() and not all(map(_may_come_first, Path(url).iterdir())):
         raise ConfigurationError(f"{url}: a folder that is no run; choose another name or workspace, or empty it")
+
+
+def _may_come_first(path: Path) -> bool:
+    """Whether something may lie in a run's folder before the run: its lock, and edits taken over from another."""
+    return path.name == ".lock" or path.suffix == ".edits"
 
 
 def _described_inputs(plan: Plan) -> dict[str, Any]:
