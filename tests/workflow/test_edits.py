@@ -16,7 +16,7 @@ import pytest
 import tensorstore as ts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import SHAPE, STAGES, planned, records, results, write_image, write_workflow
+from tiny import SHAPE, STAGES, TILE, planned, records, results, write_image, write_workflow
 
 from neurokube.blocks import Box
 from neurokube.cli import main
@@ -32,7 +32,9 @@ from neurokube.workflow.editor import Editor, default_author
 from neurokube.workflow.edits import EditLog
 from neurokube.workflow.history import history
 
-CHAIN = {name: STAGES[name] for name in ("boundaries", "fragments", "graph", "multicut", "segmentation")}
+CHAIN = {name: STAGES[name] for name in ("boundaries", "fragments", "graph", "segmentation")} | {
+    "multicut": {"first_block": TILE}
+}
 TABLE = {"measurements": {"objects": "segmentation"}}
 
 
