@@ -56,7 +56,8 @@ stages:
   boundaries: {image: synthesis.image}
   fragments: {tile: [8, 32, 32]}
   graph:
-  multicut:
+  lifted: {priors: {shades: {channels: {dark: boundaries, grey: synthesis.image}, repel: 2}}}
+  multicut: {lifted: lifted, first_block: [8, 32, 32]}
   segmentation:
 """
 

@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pydantic import ValidationError
+from stagewise import computed, stored
 
 from neurokube.blocks import Box, Grid
-from neurokube.errors import ConfigurationError
-from neurokube.stages import Source, TableOutput, VolumeOutput
+from neurokube.errors import ConfigurationError, DataError
+from neurokube.stages import Fragments, Source, TableOutput, VolumeOutput
 from neurokube.stages.fragments import first_id
 from neurokube.stages.graph import STATISTICS, Graph, edge_statistics, numbered
 from neurokube.volumes import VolumeSpec
@@ -145,3 +147,37 @@ def test_boundaries_must_cover_the_fragments():
         Graph().steps(
             {"fragments": source("fragments", "fragments"), "boundaries": source("boundaries", shape=(24, 64, 65))}
         )
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_boundaries_that_are_the_same_everywhere_are_refused(value):
+    constant = stored("edges", np.full((16, 32, 32), value, np.uint8), (16, 32, 32))
+    fragments, _ = computed(Fragments(tile=(16, 32, 32)), {"boundaries": constant})
+    with pytest.raises(DataError, match=f"boundaries: 'edges' is {value} everywhere, so there is nothing"):
+        computed(Graph(), {"fragments": fragments, "boundaries": constant})
+
+
+def test_channels_and_filters_are_measured_beside_the_boundaries():
+    image = np.random.default_rng(0).integers(0, 256, (16, 64, 64), dtype=np.uint8)
+    boundaries = stored("edges", image, (16, 32, 32))
+    fragments, _ = computed(Fragments(tile=(16, 32, 32)), {"boundaries": boundaries})
+    stage = Graph(channels={"synapses": "x"}, image="y", filters=({"filter": "gaussian", "width": 20},))
+    others = {"channels.synapses": stored("x", 255 - image, (16, 32, 32)), "image": stored("y", image, (16, 32, 32))}
+    _, data = computed(stage, {"fragments": fragments, "boundaries": boundaries, **others})
+    for cell in range(4):
+        stats, inverse = data.table("stats", cell), data.table("stats-synapses", cell)
+        assert len(stats) == len(inverse) == len(data.table("stats-gaussian-20", cell)) > 0
+        np.testing.assert_array_equal(stats[:, 1] + inverse[:, 1], 510 * stats[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"image": "image"}, "give 'image' and 'filters' together"),
+        ({"filters": [{"filter": "gaussian", "width": 20}]}, "give 'image' and 'filters' together"),
+        ({"image": "image", "filters": [{"filter": "gaussian", "width": 20}] * 2}, "'gaussian-20' is there twice"),
+    ],
+)
+def test_filters_and_their_image_go_together(given, message):
+    with pytest.raises(ValidationError, match=message):
+        Graph(**given)

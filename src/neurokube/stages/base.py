@@ -329,6 +329,21 @@ def unpacked(content: bytes) -> NDArray[Any]:
     return cast(NDArray[Any], np.load(io.BytesIO(content), allow_pickle=False))
 
 
+def probabilities(role: str, source: Source) -> VolumeSpec:
+    """Return the description of a map of values from 0 to 255.
+
+    Raises:
+        ConfigurationError: where the volume is none.
+    """
+    spec = source.spec
+    if spec.dtype != "uint8" or spec.kind != "image" or spec.channels is not None:
+        raise ConfigurationError(
+            f"{role}: '{source.name}' holds {spec.dtype} {spec.kind}; values from 0 to 255 are needed: "
+            "name an output of a semantics or boundaries stage, or import it as an 8-bit image"
+        )
+    return spec
+
+
 class Data:
     """What a step sees of the store: what it reads, by role or `role.output`, and what it writes, by name."""
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from ..blocks import Box, Grid, Vector
 from ..volumes import VolumeSpec
 from ..volumes.volume import Nanometres
-from .base import Data, Length, Source, Step, TableOutput, Target, TiledStage, over_cells, same_grid
+from .base import Data, Length, Source, Step, TableOutput, Target, TiledStage, over_cells, probabilities, same_grid
 from .basins import LEVELS, basins
 
 
@@ -46,7 +46,7 @@ class Fragments(TiledStage):
 
     def steps(self, sources: Mapping[str, Source]) -> list[Step]:
         """Plan one pass over tiles."""
-        boundaries = sources["boundaries"].spec
+        boundaries = probabilities("boundaries", sources["boundaries"])
         if "mask" in sources:
             same_grid("mask", sources["mask"].spec, "boundaries", boundaries)
         output = self.output("fragments", replace(boundaries, dtype="uint64", kind="labels"))

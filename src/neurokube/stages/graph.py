@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from ..blocks import Box, Grid
 from ..errors import ConfigurationError, DataError
 from ..volumes import VolumeSpec
-from .base import SINGLE, Block, Data, Source, Stage, Step, TableOutput, Target, over_cells, same_grid
+from .base import SINGLE, Block, Data, Source, Stage, Step, TableOutput, Target, over_cells, probabilities, same_grid
 from .filters import Filter, filter_halo, filtered
 from .fragments import first_id
 from .fusion import ChannelName
@@ -80,7 +80,7 @@ class Graph(Stage):
             raise ConfigurationError(f"fragments: '{sources['fragments'].name}' is not a fragments stage; name one")
         spec = sources["fragments"].spec
         for role in ("boundaries", *(f"channels.{name}" for name in self.channels), *(["image"] * bool(self.filters))):
-            same_grid("fragments", spec, role, _channel(role, sources[role]))
+            same_grid("fragments", spec, role, probabilities(role, sources[role]))
         grid = sources["fragments"].volume.grid()
         names = ("edges", *self.tables, "counts")
         tables = {name: TableOutput(name, grid) for name in names}
@@ -131,16 +131,6 @@ class Graph(Stage):
             for each in self.filters:
                 found[f"stats-{each.name}"] = filtered(image, inner, spec.voxel_size, each, flat=spec.is_coarse)
         return found
-
-
-def _channel(role: str, source: Source) -> VolumeSpec:
-    spec = source.spec
-    if spec.dtype != "uint8" or spec.kind != "image" or spec.channels is not None:
-        raise ConfigurationError(
-            f"{role}: '{source.name}' holds {spec.dtype} {spec.kind}; values from 0 to 255 are needed: "
-            "name an output of a semantics or boundaries stage, or import it as an 8-bit image"
-        )
-    return spec
 
 
 Numbers = NDArray[np.uint64]

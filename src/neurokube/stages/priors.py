@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, DataError
 from .fusion import ChannelName
 
 Ids = NDArray[np.uint64]
@@ -106,6 +106,10 @@ def overlaps(fragments: NDArray[np.uint32], objects: NDArray[np.uint64]) -> Rows
     inside = np.flatnonzero((objects.ravel() > 0) & (fragments.ravel() > 0))
     if not len(inside):
         return np.zeros((0, 3), np.int64)
+    if objects.max() > np.iinfo(np.int64).max:
+        raise DataError(
+            f"a label of {objects.max()} is too large: relabel the objects below 2^63, and import them again"
+        )
     pairs = np.stack([fragments.ravel()[inside].astype(np.uint64), objects.ravel()[inside]], axis=1)
     found, count = np.unique(pairs, axis=0, return_counts=True)
     return np.concatenate([found.astype(np.int64), count[:, None]], axis=1)
