@@ -1,6 +1,6 @@
 """From a boundary map to cells: speed beside python-elf, what levels cost, what priors bring, how it scales.
 
-    python -m benchmarks.instances speed FOLDER [--rounds 3] [--shape 384]
+    python -m benchmarks.instances speed FOLDER [--rounds 3] [--shape 640]
     python -m benchmarks.instances levels FOLDER [--map BOUNDARIES --truth BODIES]
     python -m benchmarks.instances priors FOLDER
     python -m benchmarks.instances scale FOLDER [--most 2048]
@@ -9,7 +9,7 @@ speed   Synthetic neuropil at 10 nm, its boundary map stored.  NeuroKube: the wo
         reading from and writing to disk, two worker processes, the engine's start included.  python-elf: its
         distance-transform watershed (threshold, smoothing and size filter as its default, two threads), region
         adjacency graph, boundary features, costs and Kernighan-Lin multicut, from memory to memory.  Both with the bias
-        of several that scores best; VOI in bits against the truth.
+        of several that scores best on a smaller volume; VOI in bits against the truth.
 levels  Hierarchical multicuts of several block sizes beside the global one of the same graph: energy, and VOI against
         the truth and against the global segmentation; on synthetic neuropil of 512^3 voxels, or on the map given
         (bodies under 1000 voxels left out).
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("part", choices=["speed", "levels", "priors", "scale"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--shape", type=int, default=384)
+    parser.add_argument("--shape", type=int, default=640)
     parser.add_argument("--most", type=int, default=2048, help="Mvoxel")
     parser.add_argument("--map", type=Path)
     parser.add_argument("--truth", type=Path)
@@ -98,8 +98,11 @@ def speed(options: argparse.Namespace) -> None:
     source = tissue(options.folder, options.shape, options.workers)
     volume = open_volume(str(source / "boundaries"))
     boundaries, truth = volume.read(volume.spec.box), open_volume(str(source / "labels")).read(volume.spec.box)
-    best = min(BIASES, key=lambda bias: sum(_score(_elf(boundaries, bias, {}), truth)))
-    mine = min(BIASES, key=lambda bias: sum(voi(_ours(options, source, bias)[1], source / "labels")))
+    small = tissue(options.folder, 256, options.workers)
+    look = open_volume(str(small / "boundaries"))
+    values, cells = look.read(look.spec.box), open_volume(str(small / "labels")).read(look.spec.box)
+    best = min(BIASES, key=lambda bias: sum(_score(_elf(values, bias, {}), cells)))
+    mine = min(BIASES, key=lambda bias: sum(voi(_ours(options, small, bias)[1], small / "labels")))
     print(f"{boundaries.size / 1e6:.0f} Mvoxel; bias: elf {best}, neurokube {mine}")
     taken: dict[str, list[float]] = {"elf": [], "neurokube": []}
     steps: dict[str, dict[str, float]] = {"elf": {}, "neurokube": {}}
@@ -150,11 +153,11 @@ def _elf(boundaries: NDArray[np.uint8], bias: float, steps: dict[str, float]) ->
     floats = boundaries.astype(np.float32) / np.float32(255)
     fragments, _ = timed("watershed", lambda: distance_transform_watershed(floats, threshold=0.5, sigma_seeds=1.6))
     graph = timed("graph", lambda: features.compute_rag(fragments, n_threads=2))
-    values = timed("features", lambda: features.compute_boundary_mean_and_length(graph, floats, n_threads=2))
+    values = timed("features", lambda: features.compute_boundary_mean_and_length(graph, fragments, floats, n_threads=2))
     costs = multicut.transform_probabilities_to_costs(values[:, 0], beta=bias, edge_sizes=values[:, -1])
     nodes = timed("multicut", lambda: multicut.multicut_kernighan_lin(graph, costs))
     project = features.project_node_labels_to_pixels
-    return np.asarray(timed("projection", lambda: project(graph, nodes, n_threads=2)))
+    return np.asarray(timed("projection", lambda: project(graph, fragments, nodes, n_threads=2)))
 
 
 def _score(labels: NDArray[Any], truth: NDArray[np.uint64]) -> tuple[float, float]:

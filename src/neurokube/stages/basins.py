@@ -95,22 +95,23 @@ def _saddles(
     labels: NDArray[np.uint32], height: NDArray[np.uint16], flat: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Return pairs of basins that touch, first < second, sorted, and the height of the saddle of each."""
-    _, ny, nx = height.shape
-    steps = (ny * nx, nx, 1)
-    every, heights = labels.ravel(), height.ravel()
-    keys = []
+    pairs, lows = [], []
     for axis in range(1 if flat else 0, 3):
-        lower, upper = _along(axis)
-        differ = np.zeros(labels.shape, bool)
-        np.not_equal(labels[lower], labels[upper], out=differ[lower])
+        # voxel by voxel along an axis within the face between two basins, so that the same pair comes again and again
+        turned = [np.ascontiguousarray(a.swapaxes(1, 2)) if axis == 2 else a for a in (labels, height)]
+        lower, upper = _along(1 if axis == 2 else axis)
+        every, heights = (a.ravel() for a in turned)
+        differ = np.zeros(turned[0].shape, bool)
+        np.not_equal(turned[0][lower], turned[0][upper], out=differ[lower])
         here = np.flatnonzero(differ)
-        there = here + steps[axis]
+        there = here + turned[0].strides[0 if axis == 0 else 1] // turned[0].itemsize
         one, other = every.take(here), every.take(there)
-        key = np.minimum(one, other).astype(np.uint64) << np.uint64(38)
-        key |= np.maximum(one, other).astype(np.uint64) << np.uint64(13)
-        key |= np.maximum(heights.take(here), heights.take(there))
-        keys.append(key)
-    key = np.concatenate(keys)
+        pair = np.minimum(one, other).astype(np.uint64) << np.uint64(25)
+        pair |= np.maximum(one, other)
+        run = np.flatnonzero(np.concatenate([np.ones(min(1, len(pair)), bool), pair[1:] != pair[:-1]]))
+        pairs.append(pair[run])
+        lows.append(np.minimum.reduceat(np.maximum(heights.take(here), heights.take(there)), run) if len(run) else run)
+    key = (np.concatenate(pairs) << np.uint64(13)) | np.concatenate(lows).astype(np.uint64)
     key.sort()
     pair = key >> np.uint64(13)
     lowest = np.ones(len(key), bool)

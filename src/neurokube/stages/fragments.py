@@ -7,10 +7,10 @@ A fragment never leaves its tile.  Its id is `tile * voxels of a full tile + n`,
 tile, so ids are unique without any reduce, stay below the number of voxels, and tell their tile.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil, prod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,9 +100,7 @@ class Fragments(TiledStage):
         height = boundaries.astype(np.float32)
         height *= np.float32((1 - self.distance_weight) * _STEPS / 255)
         if self.distance_weight:
-            distance = np.sqrt(
-                squared_distance(boundaries <= self.threshold, voxel_size, self.reach, flat=flat), dtype=np.float32
-            )
+            distance = np.sqrt(squared_distance(boundaries <= self.threshold, voxel_size, self.reach, flat=flat))
             distance *= np.float32(self.distance_weight * _STEPS / self.reach)
             height += np.float32(self.distance_weight * _STEPS)
             height -= distance
@@ -112,7 +110,8 @@ class Fragments(TiledStage):
                 height = np.stack([gaussian_smoothing(section, sigma[1:], window_size=_RADIUS) for section in height])
             else:
                 height = gaussian_smoothing(height, sigma, window_size=_RADIUS)
-        return np.rint(height).astype(np.uint16)
+        steps: NDArray[np.uint16] = np.rint(height, out=height).astype(np.uint16)
+        return steps
 
 
 def first_id(grid: Grid, cell: int) -> int:
@@ -122,27 +121,42 @@ def first_id(grid: Grid, cell: int) -> int:
 
 def squared_distance(
     inside: NDArray[np.bool_], voxel_size: Nanometres, reach: float, *, flat: bool = False
-) -> NDArray[np.uint16]:
+) -> NDArray[np.float32]:
     """Return the squared distance in nm^2 of each voxel (z, y, x) to the nearest outside, at most `reach` squared.
 
-    Rounded to whole nm^2 along each axis; `flat`: within sections.  One axis after the other, each voxel the least
-    of its neighbours' values and the square of the way there (Saito & Toriwaki, Pattern Recognition 27:1551, 1994).
+    `flat`: within sections.  One axis after the other, each voxel the least of its neighbours' values and the square of
+    the way there (Saito & Toriwaki, Pattern Recognition 27:1551, 1994), in whole numbers: of squared voxels where they
+    are cubes (or squares, if flat), which fit into 8 bits, else of nm^2, rounded along each axis.
     """
-    far = np.uint16(reach * reach)
-    found = np.where(inside, far, np.uint16(0))
+    sides = voxel_size[1:] if flat else voxel_size
+    alike = len(set(sides)) == 1
+    unit = sides[0] if alike else 1.0
+    # what is farther is cut off in the end; whole numbers of voxels do not end where the reach does
+    far = ceil((reach / unit) ** 2)
+    dtype = np.min_scalar_type(2 * far)  # large enough for a sum of two
+    found = np.where(inside, dtype.type(far), dtype.type(0))
     for axis in range(1 if flat else 0, 3):
-        least, count = found.copy(), found.shape[axis]
-        for k in range(1, min(ceil(reach / voxel_size[axis]), count)):
-            lower = tuple(slice(0, count - k) if a == axis else slice(None) for a in range(3))
-            upper = tuple(slice(k, None) if a == axis else slice(None) for a in range(3))
-            # a sum of two might not fit into 16 bits, so what would be far is made just that
-            way = np.uint16(min(int(far), round((k * voxel_size[axis]) ** 2)))
-            reached = np.minimum(found, far - way)
-            reached += way
-            np.minimum(least[lower], reached[upper], out=least[lower])
-            np.minimum(least[upper], reached[lower], out=least[upper])
-        found = least
-    return found
+        ways = [round((k * voxel_size[axis] / unit) ** 2) for k in range(1, ceil(reach / voxel_size[axis]))]
+        # rows along x are short, and numpy is slow at short rows
+        turned = np.ascontiguousarray(found.swapaxes(1, 2)) if axis == 2 else found
+        found = _lowered(turned, min(axis, 1), [dtype.type(way) for way in ways])
+        if axis == 2:
+            found = found.swapaxes(1, 2)
+    squares: NDArray[np.float32] = found.astype(np.float32, order="C")
+    squares *= np.float32(unit * unit)
+    return np.minimum(squares, np.float32(reach * reach), out=squares)
+
+
+def _lowered(squares: NDArray[Any], axis: int, ways: Sequence[Any]) -> NDArray[Any]:
+    """Return the least of each voxel's square and its neighbours' along an axis with the square of the way there."""
+    least, reached, count = squares.copy(), np.empty_like(squares), squares.shape[axis]
+    for k, way in enumerate(ways[: count - 1], 1):
+        lower = tuple(slice(0, count - k) if a == axis else slice(None) for a in range(3))
+        upper = tuple(slice(k, None) if a == axis else slice(None) for a in range(3))
+        np.add(squares, way, out=reached)
+        np.minimum(least[lower], reached[upper], out=least[lower])
+        np.minimum(least[upper], reached[lower], out=least[upper])
+    return least
 
 
 _ANY = VolumeSpec((1, 1, 1), "uint8", (1.0, 1.0, 1.0))
