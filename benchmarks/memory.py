@@ -36,7 +36,7 @@ STAGES = {
     "multicut": {},
     "segmentation": {},
 }
-GROWS = "multicut/multicut"
+GROWS = "multicut/last"
 
 
 def texture(shape: Vector) -> Iterator[tuple[Box, NDArray[np.uint8]]]:

@@ -54,7 +54,7 @@ def test_every_output_is_written_as_synthesized_over_blocks(everything):
     for name in ARRAYS:
         volume = open_volume(join(everything.url, "synthesis", name))
         assert np.array_equal(volume.read(Box.of(SHAPE)), truth[name]), name
-        assert volume.spec.kind == ("image" if name == "image" else "labels")
+        assert volume.spec.kind == ("image" if name in ("image", "boundaries") else "labels")
 
 
 def test_outputs_are_those_of_this_stage_version(everything):

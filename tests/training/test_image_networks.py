@@ -347,7 +347,7 @@ def test_generator_that_makes_one_grey_is_not_kept(trained, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"task": "denoising"}, "task: must be semantics, superresolution, translation, not 'denoising'"),
+        ({"task": "denoising"}, "task: must be semantics, superresolution, translation, forest, not 'denoising'"),
         ({"factr": 2}, "factr: unknown field; did you mean 'factor'?"),
         ({"gan": {"cylce": 2}, "method": "cyclegan"}, "gan.cylce: unknown field; did you mean 'cycle'?"),
         ({"factor": 1}, "factor: must be greater than or equal to 2"),

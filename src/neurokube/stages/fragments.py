@@ -32,8 +32,8 @@ class Fragments(TiledStage):
 
     boundaries: str = Field("boundaries", description="the boundary map, 0 to 255")
     mask: str | None = Field(None, description="a volume that is 0 where there is no tissue")
-    threshold: int = Field(128, ge=0, le=254, description="boundary values above this are boundaries")
-    reach: Length = Field(80.0, le=255, description="nm up to which the distance to a boundary counts")
+    threshold: int = Field(80, ge=0, le=254, description="boundary values above this are boundaries")
+    reach: Length = Field(100.0, le=255, description="nm up to which the distance to a boundary counts")
     distance_weight: float = Field(0.5, ge=0, le=1, description="share of the distance in the height")
     smoothing: float = Field(8.0, ge=0, le=1000, description="width in nm of the smoothing of the height")
     depth: float = Field(
