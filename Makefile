@@ -30,7 +30,7 @@ test: lint
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test,view,cpu,train,exchange,bench]'
-	for program in engine fragments importing startup memory kills; do $(BIN)/python -m benchmarks.$$program || exit 1; done
+	for program in engine importing startup memory kills; do $(BIN)/python -m benchmarks.$$program || exit 1; done
 
 clean:
 	rm -rf $(VENV) demo build
