@@ -12,13 +12,13 @@ from neurokube.evaluation import Contingency, variation_of_information
 from neurokube.stages import Fragments, Graph, Lifted, Multicut, Segmentation, Source
 from neurokube.synthesis import Neuropil, synthesize
 
-SHAPE, TILE = (32, 192, 192), (16, 96, 96)
+SHAPE, TILE = (32, 256, 256), (16, 128, 128)
 WHAT = ("boundaries", "labels", "classes", "mitochondria_labels")
 
 
 @lru_cache(maxsize=1)
 def tissue():
-    return synthesize(Neuropil(seed=2, boundary_gaps=0.15), (40.0, 8.0, 8.0), Box.of(SHAPE), WHAT)
+    return synthesize(Neuropil(seed=4, boundary_gaps=0.15), (40.0, 8.0, 8.0), Box.of(SHAPE), WHAT)
 
 
 @lru_cache(maxsize=1)
@@ -115,7 +115,7 @@ def test_fragments_that_share_an_object_attract_each_other():
 
 def test_objects_that_differ_repel_across_tiles():
     nuclei = np.zeros(SHAPE, np.uint64)
-    nuclei[4:8, 10:20, 10:20], nuclei[20:24, 150:160, 150:160] = 5, 9
+    nuclei[4:8, 10:20, 10:20], nuclei[20:24, 200:210, 200:210] = 5, 9
     own, data = lifted({"cells": {"objects": "cells", "repel": 20}}, objects=nuclei)
     found, costs = pairs(own, data)
     assert costs.tolist() == [-20]
