@@ -52,6 +52,12 @@ class Grid:
         """Return the voxels of a cell, clipped to the volume."""
         return self.span(self.coordinate(index), (1, 1, 1))
 
+    def within(self, cells: Box) -> list[int]:
+        """Return the numbers of the cells in a box of cells, ascending; the part of it beyond the grid has none."""
+        part = cells.clip(Box.of(self.counts))
+        ranges = (range(a, b) for a, b in zip(part.start, part.stop, strict=True))
+        return [self.index(c) for c in product(*ranges)]  # type: ignore[arg-type]
+
     def span(self, coordinate: Vector, cells: Vector) -> Box:
         """Return the voxels of `cells` cells from a position on, clipped to the volume."""
         start = tuple(k * c for k, c in zip(coordinate, self.cell, strict=True))
@@ -99,9 +105,7 @@ class Blocks:
 
     def members(self, block: int) -> list[int]:
         """Return the numbers of a block's cells in ascending order."""
-        box = self.cell_box(block)
-        ranges = (range(a, b) for a, b in zip(box.start, box.stop, strict=True))
-        return [self.grid.index(c) for c in product(*ranges)]  # type: ignore[arg-type]
+        return self.grid.within(self.cell_box(block))
 
     def of(self, cell: int) -> int:
         """Return the number of the block that a cell belongs to."""

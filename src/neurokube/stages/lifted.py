@@ -27,7 +27,6 @@ with domain knowledge: Pape et al., Frontiers in Computer Science 13, 2019.)
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -35,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ..blocks import Box, Grid
+from ..blocks import Blocks, Box, Grid
 from ..errors import ConfigurationError
 from ..volumes import VolumeSpec
 from ..volumes.store import placed
@@ -265,10 +264,7 @@ class _Tiles:
 
     def around(self, cell: int) -> list[int]:
         """Return a tile and those that touch it."""
-        z, y, x = self.grid.coordinate(cell)
-        near = ((z + a, y + b, x + c) for a, b, c in product((-1, 0, 1), repeat=3))
-        inside = (k for k in near if all(0 <= i < n for i, n in zip(k, self.grid.counts, strict=True)))
-        return [self.grid.index(k) for k in inside]
+        return self.grid.within(Blocks(self.grid).cell_box(cell).grow((1, 1, 1)))
 
     def lifted(self, cell: int, box: Box, data: Data) -> None:
         """Write the pairs whose first fragment is of a tile."""

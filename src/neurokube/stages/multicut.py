@@ -37,7 +37,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from ..blocks import Box, Grid
+from ..blocks import Blocks, Box, Grid
 from ..errors import ConfigurationError
 from ..volumes.volume import Nanometres
 from .base import (
@@ -231,16 +231,11 @@ class _Levels:
     def children(self, level: int, block: int) -> tuple[list[int], list[int]]:
         """Return the blocks of the level before that make up a block, and those that touch it at a face."""
         below, grid = self.grids[level - 1], self.grids[level]
-        steps = [g // b for g, b in zip(grid.cell, below.cell, strict=True)]
-        start = [k * s for k, s in zip(grid.coordinate(block), steps, strict=True)]
-        stop = [min(a + s, n) for a, s, n in zip(start, steps, below.counts, strict=True)]
-        inner = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
-        every = Box.of(below.counts)
-        faces = []
-        for axis in range(3):
-            grown = inner.grow(int(a == axis) for a in range(3)).clip(every)
-            faces += [c for c in _cells(below, grown) if not inner.contains(_one(below.coordinate(c)))]
-        return _cells(below, inner), faces
+        z, y, x = (g // b for g, b in zip(grid.cell, below.cell, strict=True))
+        blocks = Blocks(below, (z, y, x))
+        inside, box = blocks.members(block), blocks.cell_box(block)
+        grown = (box.grow(int(a == axis) for a in range(3)) for axis in range(3))
+        return inside, [c for each in grown for c in below.within(each) if c not in inside]
 
     def solver(self, level: int) -> Callable[[int, Box, Data], None]:
         """Return the function that solves a block of a level and keeps what is joined in it."""
@@ -308,18 +303,3 @@ class _Levels:
         for level in range(1, last + 1):
             ids = lookup(ids, [data.table(f"joined-{level}", blocks[level])])
         data.put("segments", cell, lookup(ids, [data.table("solution", blocks[last])]))
-
-
-def _cells(grid: Grid, box: Box) -> list[int]:
-    """Return the numbers of the cells in a box of cells, ascending."""
-    return [
-        grid.index((z, y, x))
-        for z in range(box.start[0], box.stop[0])
-        for y in range(box.start[1], box.stop[1])
-        for x in range(box.start[2], box.stop[2])
-    ]
-
-
-def _one(cell: tuple[int, int, int]) -> Box:
-    z, y, x = cell
-    return Box(cell, (z + 1, y + 1, x + 1))

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from ..blocks import Box, Grid
+from ..blocks import Box, Grid, Vector
 from ..errors import TryAgainError
 from ..stages import Data, VolumeOutput
 from ..stages.division import divided
@@ -282,11 +282,8 @@ class Corrections:
                 self.run.ledger(step).forget(cells)
 
 
-def _cells(grid: Grid, box: Box, factors: tuple[int, int, int]) -> Iterator[int]:
-    """Yield the cells of the grid of a resolution that hold any voxel of a box of the finest."""
+def _cells(grid: Grid, box: Box, factors: Vector) -> list[int]:
+    """Return the cells of the grid of a resolution that hold any voxel of a box of the finest."""
     steps = [f * c for f, c in zip(factors, grid.cell, strict=True)]
-    ranges = [range(a // s, -(-b // s)) for a, b, s in zip(box.start, box.stop, steps, strict=True)]
-    for z in ranges[0]:
-        for y in ranges[1]:
-            for x in ranges[2]:
-                yield grid.index((z, y, x))
+    z, y, x = ((a // s, -(-b // s)) for a, b, s in zip(box.start, box.stop, steps, strict=True))
+    return grid.within(Box((z[0], y[0], x[0]), (z[1], y[1], x[1])))
