@@ -11,10 +11,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeVar
 
 import numpy as np
 import yaml
@@ -37,6 +37,8 @@ from .normalization import Normalization
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+_Array = TypeVar("_Array")
 
 CARD = "card.yaml"
 WEIGHTS: Final = "weights.safetensors"
@@ -258,6 +260,15 @@ class AnyBundle:
         """The file of weights."""
         return self.folder / self.card.weights
 
+    def _loaded(self, load: Callable[[Path], dict[str, _Array]]) -> dict[str, _Array]:
+        """Return what the file of weights holds, as tensors or as arrays."""
+        from safetensors import SafetensorError
+
+        try:
+            return load(self.weights)
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{self.weights}: cannot be read ({error}); get the bundle again") from None
+
 
 @dataclass(frozen=True)
 class Bundle(AnyBundle):
@@ -271,13 +282,9 @@ class Bundle(AnyBundle):
         Raises:
             DataError: where the file is none.
         """
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        try:
-            return load_file(self.weights)
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"{self.weights}: cannot be read ({error}); get the bundle again") from None
+        return self._loaded(load_file)
 
     def network(self, *, fold: bool = True) -> "nn.Module":
         """Return the network with its weights, in evaluation mode; batch norms folded unless asked not to.
@@ -302,13 +309,9 @@ class ForestBundle(AnyBundle):
         Raises:
             DataError: where it cannot be read.
         """
-        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        try:
-            return load_file(self.weights)
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"{self.weights}: cannot be read ({error}); get the bundle again") from None
+        return self._loaded(load_file)
 
 
 def load_bundle(model: str) -> Bundle:

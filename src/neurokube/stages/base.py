@@ -336,7 +336,7 @@ def probabilities(role: str, source: Source) -> VolumeSpec:
         ConfigurationError: where the volume is none.
     """
     spec = source.spec
-    if spec.dtype != "uint8" or spec.kind != "image" or spec.channels is not None:
+    if not spec.is_grey:
         raise ConfigurationError(
             f"{role}: '{source.name}' holds {spec.dtype} {spec.kind}; values from 0 to 255 are needed: "
             "name an output of a semantics or boundaries stage, or import it as an 8-bit image"

@@ -40,7 +40,7 @@ class Boundaries(TiledStage):
     def steps(self, sources: Mapping[str, Source]) -> list[Step]:
         """Plan one pass over tiles, and the pyramid."""
         image = sources["image"].spec
-        if image.dtype != "uint8" or image.kind != "image" or image.channels is not None:
+        if not image.is_grey:
             raise ConfigurationError(
                 f"image: '{sources['image'].name}' holds {image.dtype} {image.kind}; an 8-bit gray image is needed: "
                 "import it as one, with --to-8bit where it has 16"

@@ -102,7 +102,7 @@ class Fusion(TiledStage):
         first = next(iter(roles.values()))
         for role in roles.values():
             spec = sources[role].spec
-            if spec.dtype != "uint8" or spec.kind != "image" or spec.channels is not None:
+            if not spec.is_grey:
                 raise ConfigurationError(
                     f"{role}: '{sources[role].name}' holds {spec.dtype} {spec.kind}; only probabilities from 0 to 255 "
                     "can be fused: name an output of a semantics or boundaries stage"

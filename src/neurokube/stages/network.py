@@ -308,7 +308,7 @@ def check_image(sources: Mapping[str, Source]) -> VolumeSpec:
         ConfigurationError: where it is none of 8 bits, or the mask does not cover it.
     """
     image = sources["image"].spec
-    if image.dtype != "uint8" or image.kind != "image" or image.channels is not None:
+    if not image.is_grey:
         raise ConfigurationError("image: must be an 8-bit image of one channel; import it with --to-8bit auto")
     if "mask" in sources:
         same_grid("image", image, "mask", sources["mask"].spec)

@@ -129,7 +129,7 @@ def channel(name: str, source: Source) -> VolumeSpec:
             f"semantics: '{name}' has several channels; name one: {', '.join(f'{name}.{v}' for v in volumes)}"
         )
     spec = source.spec
-    if spec.dtype != "uint8" or spec.kind != "image" or spec.channels is not None:
+    if not spec.is_grey:
         raise ConfigurationError(
             f"semantics: '{name}' holds {spec.dtype} {spec.kind}; probabilities from 0 to 255 are needed: "
             "name a channel of a semantics stage, or import one as an 8-bit image"

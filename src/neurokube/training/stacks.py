@@ -43,7 +43,7 @@ def open_image(entry: ImageVolume) -> tuple[Volume, Box]:
         DataError: where it is no 8-bit image, or the part is not inside.
     """
     image = open_volume(entry.image)
-    if image.spec.kind != "image" or image.spec.dtype != "uint8" or image.spec.channels is not None:
+    if not image.spec.is_grey:
         raise DataError(f"{entry.image}: not an 8-bit image of one channel; import one with --to-8bit auto")
     region = Box.of(image.spec.shape) if entry.region is None else parse_region(entry.region)
     if not image.spec.box.contains(region):

@@ -53,6 +53,11 @@ class VolumeSpec:
         z, y, x = self.voxel_size
         return z / min(y, x) >= COARSE
 
+    @property
+    def is_grey(self) -> bool:
+        """Whether it is an 8-bit image without channels: grey values, or probabilities from 0 to 255."""
+        return self.dtype == "uint8" and self.kind == "image" and self.channels is None
+
     def crop(self, box: Box) -> "VolumeSpec":
         """Return the description of a cut-out."""
         offset = tuple(o + s * v for o, s, v in zip(self.offset, box.start, self.voxel_size, strict=True))

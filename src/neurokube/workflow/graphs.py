@@ -11,7 +11,6 @@ from ..stages import Data, Source
 from ..stages.graph import Graph
 from ..volumes import VolumeSpec
 from .driver import execute
-from .plan import PlannedStage
 from .run import Run
 from .spec import Workflow, load_workflow
 
@@ -103,19 +102,15 @@ def _upto(workflow: Workflow, name: str) -> Workflow:
     return workflow.model_copy(update={"inputs": kept(workflow.inputs), "stages": kept(workflow.stages)})
 
 
-def _planned(run: Run, name: str) -> PlannedStage:
-    return next(planned for planned in run.plan.stages if planned.name == name)
-
-
 def _remaining(run: Run, name: str) -> str | None:
     """Return the first step of a graph, or of its fragments, that has blocks left."""
-    own = {name, _planned(run, name).sources["fragments"].name}
+    own = {name, run.plan.stage(name).sources["fragments"].name}
     steps = (step for step in run.plan.steps.values() if step.planned.name in own)
     return next((step.name for step in steps if run.ledger(step).remaining()), None)
 
 
 def _measured(run: Run, name: str) -> MeasuredGraph:
-    planned = _planned(run, name)
+    planned = run.plan.stage(name)
     fragments = planned.sources["fragments"]
     data = Data({"graph": planned.own, "fragments": fragments}, Source(name, "graph", {}, {}))
     return MeasuredGraph(run.url, cast(Graph, planned.stage), planned.key, fragments, data)

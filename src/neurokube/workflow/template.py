@@ -36,7 +36,7 @@ def write_workflow(
         raise UsageError(f"{path}: is there already; choose another name with --output, or give --overwrite")
     volume = open_volume(volume_url)
     spec = volume.spec
-    if spec.kind != "image" or spec.dtype != "uint8" or spec.channels is not None:
+    if not spec.is_grey:
         channels = "" if spec.channels is None else f" of {spec.channels} channels"
         raise DataError(
             f"{volume_url}: holds {spec.kind} of {spec.dtype}{channels}; a workflow starts from an 8-bit image: "
