@@ -39,7 +39,7 @@ def test_what_fragments_hold_is_counted_voxel_by_voxel(fragments, channel, objec
     sums = class_sums(fragments, [channel, 255 - channel], 4)
     for k in range(1, 5):
         assert sums[k - 1].tolist() == [int(channel[fragments == k].sum()), int((255 - channel[fragments == k]).sum())]
-    held = {(f, o): n for f, o, n in overlaps(fragments, objects).tolist()}
+    held = {(f, o): n for f, o, n in overlaps(fragments, objects)[0].tolist()}
     expected = {}
     for f, o in zip(fragments.ravel().tolist(), objects.ravel().tolist(), strict=True):
         if f and o:

@@ -43,6 +43,7 @@ from .costs import edge_costs, exact
 from .fragments import first_id
 from .fusion import ChannelName
 from .graph import fragment_ids
+from .multicut import graph_grid
 from .objects import channel
 from .priors import (
     Prior,
@@ -52,6 +53,7 @@ from .priors import (
     classes,
     clear_classes,
     clear_contacts,
+    holding_most,
     log_odds,
     met,
     overlaps,
@@ -111,8 +113,6 @@ class Lifted(Stage):
 
     def steps(self, sources: Mapping[str, Source]) -> list[Step]:
         """Plan what fragments hold, what is far apart, and the pairs of tiles."""
-        from .multicut import graph_grid
-
         grid, spec = graph_grid(sources), sources["fragments"].spec
         for name, prior in self.priors.items():
             self._check(name, prior, sources, spec)
@@ -179,12 +179,8 @@ class _Tiles:
                 data.put(self.table(name), cell, self._points(name, ids, box))
 
     def _held(self, fragments: NDArray[np.uint32], objects: Ids, cell: int, box: Box) -> NDArray[np.int64]:
-        rows = overlaps(fragments, objects)
-        middle = np.zeros((len(rows), 3), np.int64)
-        for k, (fragment, label, _) in enumerate(rows.tolist()):
-            # no more than a few objects in a tile
-            places = np.argwhere((objects == np.uint64(label)) & (fragments == fragment)).mean(0) + box.start
-            middle[k] = np.rint(self.spec.offset + places * self.spec.voxel_size)
+        rows, places = overlaps(fragments, objects)
+        middle = np.rint(self.spec.offset + (places + box.start) * self.spec.voxel_size).astype(np.int64)
         rows[:, 0] += first_id(self.grid, cell)
         return np.concatenate([rows, middle], axis=1)
 
@@ -234,7 +230,8 @@ class _Tiles:
         pairs, costs = [np.zeros((0, 2), np.uint64)], [np.zeros(0)]
         for name, prior in self.stage.priors.items():
             if prior.objects is not None and prior.repel:
-                rows = [self._largest(data.table(self.table(name), cell), prior) for cell in range(len(self.grid))]
+                tiles = (data.table(self.table(name), cell) for cell in range(len(self.grid)))
+                rows = [holding_most(each, prior.overlap) for each in tiles]
                 pairs.append(apart(np.concatenate(rows), prior.within))
                 costs.append(np.full(len(pairs[-1]), -prior.repel))
             elif prior.pairs is not None:
@@ -244,12 +241,6 @@ class _Tiles:
         together, cost = summed(np.concatenate(pairs), exact(np.concatenate(costs)))
         data.put("far", 0, together)
         data.put("far-costs", 0, cost)
-
-    def _largest(self, rows: NDArray[np.int64], prior: Prior) -> NDArray[np.int64]:
-        """Return, of each object, the row of the fragment that holds most of it."""
-        rows = rows[rows[:, 2] >= prior.overlap]
-        rows = rows[np.lexsort((rows[:, 0], -rows[:, 2], rows[:, 1]))]
-        return rows[np.unique(rows[:, 1], return_index=True)[1]]
 
     def _paired(self, name: str, data: Data) -> tuple[Ids, Costs]:
         """Return the fragments that pairs of points lie in; a pair of which an end lies in none is left out."""

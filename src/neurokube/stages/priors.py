@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import ConfigurationError, DataError
 from .fusion import ChannelName
+from .graph import STATISTICS
 
 Ids = NDArray[np.uint64]
 Rows = NDArray[np.int64]
@@ -101,18 +102,22 @@ def clear_classes(sums: Rows, sizes: Rows, least: float) -> tuple[NDArray[np.int
     return np.where(clear, best + 1, 0), np.where(clear, np.clip(odds, 0, _SUREST), 0.0)
 
 
-def overlaps(fragments: NDArray[np.uint32], objects: NDArray[np.uint64]) -> Rows:
-    """Return which fragments hold which objects, rows of (fragment, object, voxels); 0 is neither."""
+def overlaps(fragments: NDArray[np.uint32], objects: NDArray[np.uint64]) -> tuple[Rows, NDArray[np.float64]]:
+    """Return which fragments hold which objects, rows of (fragment, object, voxels); 0 is neither.
+
+    With them the mean place (z, y, x) of these voxels, in voxels.
+    """
     inside = np.flatnonzero((objects.ravel() > 0) & (fragments.ravel() > 0))
     if not len(inside):
-        return np.zeros((0, 3), np.int64)
+        return np.zeros((0, 3), np.int64), np.zeros((0, 3))
     if objects.max() > np.iinfo(np.int64).max:
         raise DataError(
             f"a label of {objects.max()} is too large: relabel the objects below 2^63, and import them again"
         )
     pairs = np.stack([fragments.ravel()[inside].astype(np.uint64), objects.ravel()[inside]], axis=1)
-    found, count = np.unique(pairs, axis=0, return_counts=True)
-    return np.concatenate([found.astype(np.int64), count[:, None]], axis=1)
+    found, which, count = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
+    places = [np.bincount(which.ravel(), index) / count for index in np.unravel_index(inside, objects.shape)]
+    return np.concatenate([found.astype(np.int64), count[:, None]], axis=1), np.stack(places, axis=1)
 
 
 def clear_contacts(stats: Rows, least: float) -> NDArray[np.bool_]:
@@ -120,8 +125,6 @@ def clear_contacts(stats: Rows, least: float) -> NDArray[np.bool_]:
 
     The highest quarter of the values counts, as it is seldom all of a contact.
     """
-    from .graph import STATISTICS
-
     clear: NDArray[np.bool_] = stats[:, STATISTICS.index("q75")] >= least * 510
     return clear
 
@@ -166,17 +169,32 @@ def among(edges: Ids, pairs: Ids) -> NDArray[np.bool_]:
     return found
 
 
+def by_object(rows: Rows, overlap: int = 0) -> tuple[Rows, NDArray[np.intp], NDArray[np.intp]]:
+    """Return rows of (fragment, object, voxels, ...) of at least `overlap` voxels by object, what holds most first.
+
+    With them where each object's rows begin, and the number of the object of each row.
+    """
+    rows = rows[rows[:, 2] >= overlap]
+    rows = rows[np.lexsort((rows[:, 0], -rows[:, 2], rows[:, 1]))]
+    _, first, which = np.unique(rows[:, 1], return_index=True, return_inverse=True)
+    return rows, first, which
+
+
+def holding_most(rows: Rows, overlap: int = 0) -> Rows:
+    """Return, of each object, the row of the fragment that holds most of it, of at least `overlap` voxels."""
+    rows, first, _ = by_object(rows, overlap)
+    return rows[first]
+
+
 def sharing(rows: Rows, overlap: int) -> tuple[Ids, NDArray[np.float64]]:
     """Return pairs of fragments (k, 2) that share an object, and how clearly, from 0 to 1.
 
     `rows` are (fragment, object, voxels).  Of each object the fragment that holds most is paired with the others, as
     clearly as their part is large, beside the whole of the object.
     """
-    rows = rows[rows[:, 2] >= overlap]
-    rows = rows[np.lexsort((rows[:, 0], -rows[:, 2], rows[:, 1]))]
+    rows, first, which = by_object(rows, overlap)
     if not len(rows):
         return np.zeros((0, 2), np.uint64), np.zeros(0)
-    _, first, which = np.unique(rows[:, 1], return_index=True, return_inverse=True)
     total = np.bincount(which, rows[:, 2])
     others = np.ones(len(rows), bool)
     others[first] = False
@@ -192,9 +210,7 @@ def apart(rows: Rows, within: float) -> Ids:
     """
     from scipy.spatial import cKDTree
 
-    rows = rows[np.lexsort((rows[:, 0], -rows[:, 2], rows[:, 1]))]
-    _, first = np.unique(rows[:, 1], return_index=True)
-    best = rows[first]
+    best = holding_most(rows)
     if len(best) < 2:
         return np.zeros((0, 2), np.uint64)
     near = cKDTree(best[:, 3:].astype(float)).query_pairs(within, output_type="ndarray")
