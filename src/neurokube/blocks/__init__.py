@@ -3,8 +3,8 @@
 Axis order is (z, y, x) throughout; a coordinate is a voxel index.  Nothing here reads or writes data.
 """
 
-from .blending import Blend
+from .blending import Blend, quantized
 from .box import Box, Vector, parse_region
 from .grid import Blocks, Grid, WindowGrid
 
-__all__ = ["Blend", "Blocks", "Box", "Grid", "Vector", "WindowGrid", "parse_region"]
+__all__ = ["Blend", "Blocks", "Box", "Grid", "Vector", "WindowGrid", "parse_region", "quantized"]

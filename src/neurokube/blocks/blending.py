@@ -66,3 +66,8 @@ class Blend:
             for slope in slopes:
                 along[..., slope] *= weights[slope]
         self.sum[(slice(None), *common.relative_to(self.box.start).slices)] += values
+
+
+def quantized(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return probabilities 0 to 1 as 0 to 255."""
+    return np.asarray(np.rint(np.clip(probabilities, 0, 1) * np.float32(255)), np.uint8)

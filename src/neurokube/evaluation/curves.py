@@ -62,11 +62,6 @@ class Curve:
         return float((self.precision * (recall[:-1] - recall[1:])).sum())
 
 
-def quantized(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return probabilities 0 to 1 as 0 to 255."""
-    return np.asarray(np.rint(np.clip(probabilities, 0, 1) * np.float32(255)), np.uint8)
-
-
 def mean_f1(curves: Sequence[Curve]) -> float:
     """Return the mean over labels of the best F1; labels without truth do not count."""
     scores = [float(curve.f1[curve.best]) for curve in curves if curve.known]

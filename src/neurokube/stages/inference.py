@@ -13,8 +13,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from ..blocks import Blend, Box, Vector, WindowGrid
-from ..evaluation.curves import quantized
+from ..blocks import Blend, Box, Vector, WindowGrid, quantized
 from ..networks import Normalization
 from ..networks.permutations import Permutation, permute, restore
 from ..networks.predictor import Predictor

@@ -31,7 +31,6 @@ from pydantic import Field
 
 from ..blocks import Box
 from ..errors import ConfigurationError
-from ..evaluation.contingency import Contingency
 from ..volumes import VolumeSpec
 from ..volumes.volume import Nanometres
 from .base import (
@@ -147,6 +146,8 @@ def contacts(objects: NDArray[np.uint64], cells: NDArray[np.uint64] | None, own:
     """
     if not objects.any():
         return np.zeros((0, 3 + len(DIRECTIONS)), np.int64)
+    from ..evaluation import Contingency
+
     cells = np.zeros_like(objects) if cells is None else cells
     found = [Contingency.of(*map(np.ascontiguousarray, (cells[own.slices], objects[own.slices])))]
     for step in DIRECTIONS:

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ..blocks import Box, Vector
+from ..blocks import Box, Vector, quantized
 from ..errors import ConfigurationError
-from ..evaluation.curves import quantized
 from ..volumes import Volume, VolumeSpec
 from ..volumes.resampling import Resampling
 from ..volumes.volume import nanometres

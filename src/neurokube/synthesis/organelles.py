@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from .neurites import AXON, THICKEST, Balls, Neurites, Points
 from .randomness import hashed, stream, uniform
@@ -114,6 +113,8 @@ def vesicles(
     centres = found.centres + found.radii[:, None] * _SPREAD * (np.stack(offset, 1) - 0.5)
     free = clearance(centres, found.cells, balls, _reach(neurites, gap)) - gap
     if len(mitochondria):
+        from scipy.spatial import cKDTree
+
         near, index = cKDTree(mitochondria.centres).query(centres, k=min(8, len(mitochondria)))
         near, index = near.reshape(len(centres), -1), index.reshape(len(centres), -1)
         free = np.minimum(free, (near - mitochondria.radii[index]).min(1) - gap)
@@ -135,6 +136,8 @@ def clearance(points: Points, cells: NDArray[np.int64], balls: Balls, reach: flo
     Half of how much nearer the point's own cell is than any other; negative in another cell.  Balls whose
     surfaces are further than `reach` less the largest neurite's radius are not looked at.
     """
+    from scipy.spatial import cKDTree
+
     if len(points) == 0:
         return np.zeros(0)
     large = balls.radii > reach

@@ -5,7 +5,6 @@ It stands in for a network where reconstruction is to be tried on more tissue th
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import erf
 
 from .randomness import SmoothNoise, normal, stream
 from .sections import EDGE, Plane, Sections
@@ -27,6 +26,8 @@ class Prediction:
 
     def picture(self, z: int, plane: Plane) -> NDArray[np.uint8]:
         """Return the boundary map of section `z`, (y, x), without the edge, from the plane in its middle."""
+        from scipy.special import erf
+
         config, at = self._sections.config, self._sections.places(z)
         half = np.float32(config.membrane_thickness / 2) + plane.cleft
         near = np.clip((half + np.float32(_BLUR) - plane.sample.membrane) / np.float32(_BLUR), 0, 1)

@@ -5,7 +5,6 @@ from zlib import crc32
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import map_coordinates
 
 Floats = NDArray[np.floating]
 Lattice = tuple[float, float, float]
@@ -62,6 +61,8 @@ class SmoothNoise:
 
     def at(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the field at scattered points, shape (n, 3)."""
+        from scipy.ndimage import map_coordinates
+
         if len(points) == 0:
             return np.zeros(0)
         knots = points / np.asarray(self.spacing)

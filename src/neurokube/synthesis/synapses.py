@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from .neurites import DENDRITE, GLIA, THICKEST, Balls, Neurites, Points
 from .randomness import stream, uniform
@@ -60,6 +59,8 @@ def synapses(neurites: Neurites, balls: Balls, held: Balls, density: float, low:
     A point of the membrane is found by bisection on the line from the middle of the cluster to the nearest
     ball of a dendrite (or, seldom, of any neurite), and taken if no third cell is near.
     """
+    from scipy.spatial import cKDTree
+
     ids, first = np.unique(held.instances, return_index=True)
     chance, any_kind, size = (uniform(stream(neurites.seed, f"synapse {n}"), ids) for n in range(3))
     middle = first + (np.bincount(np.searchsorted(ids, held.instances), minlength=len(ids)) - 1) // 2

@@ -7,7 +7,6 @@ from itertools import product
 import numpy as np
 from bioimage_cpp.distance import distance_transform
 from numpy.typing import NDArray
-from scipy.ndimage import maximum_filter, minimum_filter
 
 from . import organelles, synapses
 from .cytoskeleton import bundles
@@ -140,6 +139,8 @@ class Tissue:
         self._organelles = {name: self._near(found) for name, found in made.items() if len(found) and name in wanted}
 
     def _keep(self, balls: Balls, nodes: Indices) -> None:
+        from scipy.ndimage import maximum_filter, minimum_filter
+
         self.cells, cell_of_ball = np.unique(balls.cells, return_inverse=True)
         self._balls = _Lookup(balls, self._low)
         self._nodes = nodes.ravel()

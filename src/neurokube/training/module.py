@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..blocks import Box, Grid, Vector
-from ..evaluation.curves import Curve, mean_f1, quantized
+from ..blocks import Box, Grid, Vector, quantized
+from ..evaluation.curves import Curve, mean_f1
 from ..networks.unet import Network
 from ..volumes.volume import Nanometres
 from .config import Training

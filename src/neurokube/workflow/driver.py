@@ -148,15 +148,16 @@ _USUAL_BATCH = 64
 
 
 def _batches(remaining: list[int], workers: int) -> Iterator[Batch]:
-    """Yield ranges that hold all the remaining blocks: small ones, so that workers end together.
+    """Yield ranges that hold all the remaining blocks: ever smaller ones, so that workers end together.
 
     A worker lists what the batches before left in the ledger: of many blocks a batch takes more, so that
     there are never many batches either.
     """
-    size = max(1, min(max(_USUAL_BATCH, isqrt(len(remaining))), len(remaining) // (8 * workers)))
-    for k in range(0, len(remaining), size):
-        part = remaining[k : k + size]
+    most, first = max(_USUAL_BATCH, isqrt(len(remaining))), 0
+    while left := len(remaining) - first:
+        part = remaining[first : first + max(1, min(most, left // (4 * workers)))]
         yield Batch(part[0], part[-1] + 1)
+        first += len(part)
 
 
 @contextmanager
