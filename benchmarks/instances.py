@@ -322,6 +322,7 @@ def scale(options: argparse.Namespace) -> None:
         )
         shutil.rmtree(first.url)
     _tabulate(rows)
+    _plot(rows, options.folder / "scale.png")
 
 
 def _shapes(most: int) -> Iterator[list[int]]:
@@ -345,16 +346,42 @@ def _tabulate(rows: list[dict[str, Any]]) -> None:
     last = np.array([row["steps"]["multicut/last"] for row in rows])
     work = np.array([sum(row["steps"].values()) - row["steps"]["multicut/last"] for row in rows])
     large = slice(-4, None)
+    memory = np.array([row["memory"]["multicut/last"] for row in rows])
     per_node = np.polyfit(np.log(nodes[large]), np.log(last[large]), 1)
+    held = np.polyfit(nodes[large], memory[large], 1)
     tera = 1e6
     nodes_tera = nodes[-1] / size[-1] * tera
     hours_tera = np.exp(np.polyval(per_node, np.log(nodes_tera))) / 3600
     print(
         f"a teravoxel: {work[-1] / size[-1] * tera / 3600:.0f} core hours before the last problem, "
-        f"which has {nodes_tera / 1e6:.0f} million nodes and takes {hours_tera:.1f} h "
-        f"(time grows as nodes to the power of {per_node[0]:.2f}); "
+        f"which has {nodes_tera / 1e6:.1f} million nodes, takes {hours_tera:.1f} h "
+        f"(time grows as nodes to the power of {per_node[0]:.2f}) and {np.polyval(held, nodes_tera) / 1024:.0f} GiB; "
         f"{rows[-1]['bytes'] / size[-1] / 1e6:.2f} TB, {rows[-1]['objects'] / size[-1]:.1f} million objects"
     )
+
+
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw time a voxel, peak memory of workers, and time and memory of the last solution, over the size."""
+    from matplotlib.figure import Figure
+
+    size = [row["mvoxel"] for row in rows]
+    nodes = [row["summary"]["nodes"] for row in rows]
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    time_axes, memory_axes, last_axes = figure.subplots(1, 3)
+    time_axes.plot(size, [row["seconds"] / row["mvoxel"] for row in rows], "o-", label="wall, two workers")
+    work = [(sum(row["steps"].values()) - row["steps"]["multicut/last"]) / row["mvoxel"] for row in rows]
+    time_axes.plot(size, work, "s-", label="work of all steps but the last solution")
+    time_axes.set(xscale="log", ylim=(0, None), xlabel="Mvoxel", ylabel="s a Mvoxel")
+    for step in ("fragments/fragments", "graph/edges", "multicut/level-1", "segmentation/segmentation"):
+        memory_axes.plot(size, [row["memory"].get(step, np.nan) for row in rows], "o-", label=step)
+    memory_axes.set(xscale="log", ylim=(0, None), xlabel="Mvoxel", ylabel="peak memory of a worker, MiB")
+    last_axes.plot(nodes, [row["steps"]["multicut/last"] for row in rows], "o-", label="seconds")
+    last_axes.plot(nodes, [row["memory"]["multicut/last"] / 1024 for row in rows], "s-", label="peak memory, GiB")
+    last_axes.set(xscale="log", yscale="log", xlabel="nodes of the last problem")
+    for axes in (time_axes, memory_axes, last_axes):
+        axes.legend(frameon=False, fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

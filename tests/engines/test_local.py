@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -41,3 +43,9 @@ def test_workers_killed_while_idle_do_not_hold_up_those_that_follow(monkeypatch,
         outcomes = [o for o in engine.execute(count, "", "", batches, 2) if o]
     assert sorted(o.batch.first for o in outcomes) == [0, 4]
     assert sum(o.report.done for o in outcomes) == 8
+
+
+def test_a_worker_begins_without_what_only_some_stages_need():
+    heavy = ("scipy", "torch", "sklearn", "parsl", "neurokube.evaluation")
+    code = f"import neurokube.workflow.worker, sys; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

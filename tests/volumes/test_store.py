@@ -1,5 +1,7 @@
 import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurokube.errors import DataError, TryAgainError, UsageError
-from neurokube.volumes import Store, VolumeSpec, create, join
+from neurokube.volumes import Store, VolumeSpec, create, join, open_volume
 
 PROPERTY = settings(max_examples=50, deadline=None)
 
@@ -66,6 +68,37 @@ def test_writing_again_replaces_the_whole_object(store):
     store.write("a", b"a long value")
     store.write("a", b"short")
     assert store.read("a") == b"short"
+
+
+WRITER = """
+import os, sys
+from neurokube.volumes import Store, VolumeSpec, create
+import numpy as np
+store = Store(sys.argv[1])
+volume = create(sys.argv[1] + "/v.zarr", VolumeSpec((32, 64, 64), "uint8", (8.0, 8.0, 8.0)), shard=(32, 64, 64))
+print(flush=True)
+while True:
+    store.write("a", os.urandom(1 << 20))
+    volume.write(volume.spec.box, np.frombuffer(os.urandom(1 << 17), np.uint8).reshape(volume.spec.shape))
+"""
+
+
+def test_a_write_that_was_killed_leaves_nothing_in_the_next(tmp_path):
+    store, left, rounds = Store(str(tmp_path)), 0, 0
+    while left < 2:
+        rounds += 1
+        assert rounds < 50
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(0.02 * (rounds % 5))
+        process.kill()
+        process.wait()
+        left = len(list(tmp_path.rglob("*.__lock")))
+        store.write("a", b"short")
+        assert store.read("a") == b"short"
+        volume = open_volume(str(tmp_path / "v.zarr"))
+        volume.write(volume.spec.box, np.ones(volume.spec.shape, np.uint8))
+        assert (open_volume(volume.url).read(volume.spec.box) == 1).all()
 
 
 def test_an_absent_object_reads_as_none_and_can_be_deleted(store):

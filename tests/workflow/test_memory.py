@@ -1,10 +1,12 @@
 """A worker's memory does not grow with the volume."""
 
-import subprocess
-import sys
+from multiprocessing import get_context
 
 import numpy as np
 from tiny import planned, tissue, write_image
+
+from neurokube.engines import Batch
+from neurokube.workflow import work
 
 TILE = [8, 128, 128]
 STAGES = {
@@ -25,10 +27,15 @@ def peak_by_step(folder, shape):
     write_image(folder, np.tile(tissue(), (1, y // 96, x // 96))[:z])
     run = planned(folder, stages=STAGES)
     run.prepare()
+    # each is forked from a process that has done nothing but import the program
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["neurokube.workflow"])
     peaks = {}
     for name, step in run.plan.steps.items():
-        command = [sys.executable, "-m", "neurokube", "work", run.url, name]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        process = context.Process(target=work, args=(run.url, name, Batch(0, len(step.blocks))))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
         peaks[name] = max(record.peak_memory for _, record in run.ledger(step).records())
     return peaks
 

@@ -30,12 +30,17 @@ def placed(path: str, folder: Path) -> str:
 
 @lru_cache(maxsize=1)
 def context() -> ts.Context:
-    """Return the process's tensorstore context: a bounded cache and bounded copies."""
+    """Return the process's tensorstore context: a bounded cache, bounded copies, and a file of its own for each write.
+
+    With tensorstore's usual locks a write takes over the temporary file that a killed one left, but not its length
+    (version 0.1.86 does not truncate it): what is shorter ends in the rest of what was longer.
+    """
     return ts.Context(
         {
             "cache_pool": {"total_bytes_limit": 4 << 20},
             "data_copy_concurrency": {"limit": 2},
             "file_io_concurrency": {"limit": 4},
+            "file_io_locking": {"mode": "none"},
             "s3_request_retries": {"max_retries": 5, "initial_delay": "100ms", "max_delay": "2s"},
         }
     )
@@ -96,7 +101,10 @@ class Store:
             self._kv.write(key, value).result()
 
     def create(self, key: str, value: bytes) -> bool:
-        """Write an object whole unless there is one already; return whether there was none."""
+        """Write an object whole unless there is one already; return whether there was none.
+
+        In a folder two processes that do so at one moment may both be told that there was none: hold a lock there.
+        """
         with self._faults(key):
             missing = self._kv.read(key).result()
             if missing.state == "value":
