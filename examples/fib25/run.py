@@ -1,8 +1,10 @@
-"""Reconstruct the FIB-25 sample and score it: python examples/fib25/run.py DATA [FOLDER]
+"""Reconstruct the FIB-25 sample and score it: python examples/fib25/run.py DATA [FOLDER] [--network]
 
 DATA holds `raw/` (125 PNG slices) and `bodies.h5` of the FlyEM neuroproof examples, training sample 2
 (Takemura et al., PNAS 112:13711, 2015; CC BY).  FOLDER, fib25-run by default, takes all that is written.
 The same can be typed by hand; each step prints the command it stands for.
+
+With --network the boundary map is a trained network's, and only sections that it has not learned from are scored.
 """
 
 import json
@@ -12,30 +14,32 @@ import sys
 from pathlib import Path
 
 VOXEL_SIZE = "10,10,10"
+UNSEEN = "100:125,0:250,0:250"
 
 
 def main() -> None:
     """Import, run, score."""
-    if len(sys.argv) not in (2, 3):
+    arguments = [argument for argument in sys.argv[1:] if argument != "--network"]
+    if len(arguments) not in (1, 2):
         sys.exit(__doc__)
-    data, folder = Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) == 3 else "fib25-run")
+    data, folder = Path(arguments[0]), Path(arguments[1] if len(arguments) == 2 else "fib25-run")
+    name, region = ("network", ["--region", UNSEEN]) if "--network" in sys.argv else ("fib25", [])
     folder.mkdir(parents=True, exist_ok=True)
     image, bodies = folder / "image.zarr", folder / "bodies.zarr"
     if not image.exists():
         neurokube("import", data / "raw", image, "--voxel-size", VOXEL_SIZE)
     if not bodies.exists():
         neurokube("import", data / "bodies.h5", bodies, "--voxel-size", VOXEL_SIZE, "--labels")
-    workflow = folder / "workflow.yaml"
-    shutil.copy(Path(__file__).with_name("workflow.yaml"), workflow)
-    neurokube("run", workflow)
-    run = folder / "fib25"
+    file = {"fib25": "workflow.yaml", "network": "network.yaml"}[name]
+    shutil.copy(Path(__file__).with_name(file), folder / file)
+    neurokube("run", folder / file)
+    run = folder / name
     scores = {}
-    for name in ("fragments", "segmentation"):
-        volume = run / name / name
+    for stage in ("fragments", "segmentation"):
         # bodies under 1,000 voxels are noise in this truth
-        neurokube("evaluate", volume, bodies, "--min-size", "1000", "--quiet")
-        command = ["evaluate", volume, bodies, "--min-size", "1000", "--quiet", "--json"]
-        scores[name] = json.loads(neurokube(*command, quiet=True))
+        command = ["evaluate", run / stage / stage, bodies, "--min-size", "1000", *region, "--quiet"]
+        neurokube(*command)
+        scores[stage] = json.loads(neurokube(*command, "--json", quiet=True))
     (folder / "scores.json").write_text(json.dumps(scores, indent=2))
     print(f"scores: {folder / 'scores.json'}; look at it with: neurokube view {run}")
 

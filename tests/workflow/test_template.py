@@ -81,7 +81,7 @@ def test_a_workflow_starts_from_what_the_model_calls_the_borders_of_cells(tmp_pa
     write_workflow(near, file, model="boundaries-fib25-10-10-10", overwrite=True)
     stages = load_workflow(file).stages
     assert stages["fragments"].boundaries == stages["graph"].boundaries == "semantics.boundaries"
-    assert stages["multicut"].bias == load_bundle("boundaries-fib25-10-10-10").card.bias == 0.2
+    assert stages["multicut"].bias == load_bundle("boundaries-fib25-10-10-10").card.bias == 0.1
     with pytest.raises(
         UsageError, match=r"^finer-20-10-10: finds image, and a workflow starts from membranes or bound"
     ):
