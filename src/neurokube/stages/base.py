@@ -11,8 +11,10 @@ object it wrote, or the note that the object was empty and is therefore not stor
 import io
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, cast
 
@@ -344,6 +346,10 @@ def probabilities(role: str, source: Source) -> VolumeSpec:
     return spec
 
 
+_AHEAD = 32
+"""Cells whose tables are read ahead."""
+
+
 class Data:
     """What a step sees of the store: what it reads, by role or `role.output`, and what it writes, by name."""
 
@@ -357,6 +363,7 @@ class Data:
         self._found |= {name: (output, own.urls[name], None) for name, output in own.outputs.items()}
         self._volumes: dict[str, Volume] = {}
         self._tables: dict[str, Store] = {}
+        self._begun: dict[tuple[str, int], Callable[[], bytes | None]] = {}
         self._written: dict[tuple[str, int, int], int | None] = {}
         self.bytes_written = 0
 
@@ -393,11 +400,34 @@ class Data:
         if name not in self._found:
             return None
         store, key = self._object(name, cell)
-        data = store.read(key)
+        data = self._begun.pop((name, cell), partial(store.read, key))()
         try:
             return None if data is None else unpacked(data)
         except ValueError as error:
             raise DataError(f"{join(store.url, key)}: {_UNREADABLE.format(error)}") from None
+
+    def ahead(self, cells: Iterable[int], *names: str) -> Iterator[int]:
+        """Yield cells, while those of their tables that are asked for next are being read; what a store takes long for.
+
+        A name that is no table here, as that of an optional role, is passed over.
+        """
+        known = [name for name in names if name in self._found]
+        waiting: deque[int] = deque()
+        for cell in cells:
+            for name in known:
+                store, key = self._object(name, cell)
+                self._begun[name, cell] = store.begin(key)
+            waiting.append(cell)
+            if len(waiting) > _AHEAD:
+                yield from self._next(waiting, known)
+        while waiting:
+            yield from self._next(waiting, known)
+
+    def _next(self, waiting: deque[int], names: Sequence[str]) -> Iterator[int]:
+        cell = waiting.popleft()
+        yield cell
+        for name in names:
+            self._begun.pop((name, cell), None)
 
     def _object(self, name: str, cell: int) -> tuple[Store, str]:
         output, url, _ = self._found[name]

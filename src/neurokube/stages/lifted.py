@@ -26,7 +26,6 @@ with domain knowledge: Pape et al., Frontiers in Computer Science 13, 2019.)
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -225,13 +224,14 @@ class _Tiles:
         """Find what each prior is worth, and the pairs for which all tiles have to be seen."""
         for name, prior in self.stage.priors.items():
             if prior.pairs is None:
-                counts = sum(data.table(f"doubtless-{name}", cell) for cell in range(len(self.grid)))
+                table = f"doubtless-{name}"
+                counts = sum(data.table(table, cell) for cell in data.ahead(range(len(self.grid)), table))
                 data.put(f"odds-{name}", 0, log_odds(np.asarray(counts)))
         pairs, costs = [np.zeros((0, 2), np.uint64)], [np.zeros(0)]
         for name, prior in self.stage.priors.items():
             if prior.objects is not None and prior.repel:
-                tiles = (data.table(self.table(name), cell) for cell in range(len(self.grid)))
-                rows = [holding_most(each, prior.overlap) for each in tiles]
+                cells = data.ahead(range(len(self.grid)), self.table(name))
+                rows = [holding_most(data.table(self.table(name), cell), prior.overlap) for cell in cells]
                 pairs.append(apart(np.concatenate(rows), prior.within))
                 costs.append(np.full(len(pairs[-1]), -prior.repel))
             elif prior.pairs is not None:
@@ -247,7 +247,7 @@ class _Tiles:
         assert self.stage.points is not None
         lines = np.array(self.stage.points[name], np.float64).reshape(-1, 7)
         ends = np.zeros((len(lines), 2), np.uint64)
-        for cell in range(len(self.grid)):
+        for cell in data.ahead(range(len(self.grid)), self.table(name)):
             rows = data.table(self.table(name), cell)
             ends[rows[:, 0], rows[:, 1]] = rows[:, 2]
         both = (ends > 0).all(1) & (ends[:, 0] != ends[:, 1])
@@ -266,18 +266,21 @@ class _Tiles:
         for name, prior in self.stage.priors.items():
             if prior.pairs is not None:
                 continue
-            read, odds = partial(data.table, self.table(name)), data.table(f"odds-{name}", 0)
+            table, odds = self.table(name), data.table(f"odds-{name}", 0)
             if prior.contacts is not None:
                 across = clear_contacts(data.table(f"graph.stats-{prior.contacts}", cell), prior.least)
                 pairs.append(data.table("graph.edges", cell)[across])
                 costs.append(np.full(across.sum(), -prior.repel * max(odds[1, 1], 0.0)))
             elif prior.channels is not None:
                 groups = groups or _Groups.of(self, near, data)
-                found, cost = groups.repelling(np.concatenate([read(k) for k in near]), prior, odds)
+                found, cost = groups.repelling(
+                    np.concatenate([data.table(table, k) for k in data.ahead(near, table)]), prior, odds
+                )
                 pairs.append(found)
                 costs.append(-prior.repel * cost)
             elif prior.attract:
-                found, share = sharing(np.concatenate([read(k) for k in near])[:, :3], prior.overlap)
+                rows = [data.table(table, k) for k in data.ahead(near, table)]
+                found, share = sharing(np.concatenate(rows)[:, :3], prior.overlap)
                 pairs.append(found)
                 costs.append(prior.attract * max(-odds[1, 1], 0.0) * share)
         found, cost = summed(np.concatenate(pairs), exact(np.concatenate(costs)))
@@ -300,7 +303,7 @@ class _Groups:
     def of(cls, tiles: _Tiles, cells: list[int], data: Data) -> "_Groups":
         """Join the fragments of tiles by their boundaries alone."""
         parts = []
-        for cell in cells:
+        for cell in data.ahead(cells, "fragments.sizes", "graph.stats", "graph.edges"):
             sizes = data.table("fragments.sizes", cell).astype(np.int64)
             stats = data.table("graph.stats", cell)
             costs, weights = edge_costs(stats, bias=tiles.stage.bias, size_weight=0.8)

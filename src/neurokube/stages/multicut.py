@@ -220,6 +220,13 @@ class _Levels:
         names = ("edges", "values", "lifted", "lifted-costs")
         return Part(nodes, sizes.astype(np.int64), *(data.table(f"{name}-{level}", block) for name in names))
 
+    def parts(self, level: int, blocks: Sequence[int], data: Data) -> list[Part]:
+        """Return what blocks of a level keep of the problem."""
+        names = [f"{name}-{level}" for name in ("nodes", "edges", "values", "lifted", "lifted-costs")]
+        if level == 0:
+            names = ["fragments.sizes", "graph.edges", "values", "lifted.lifted", "lifted.costs"]
+        return [self.part(level, block, data) for block in data.ahead(blocks, *names)]
+
     def home(self, ids: Ids, level: int) -> Ids:
         """Return the block of a level that each node is of."""
         grid, tile = self.grids[level], (ids - np.uint64(1)) // np.uint64(prod(self.tiles.cell))
@@ -242,9 +249,9 @@ class _Levels:
 
         def compute(block: int, box: Box, data: Data) -> None:
             inside, around = self.children(level, block)
-            parts = [self.part(level - 1, child, data) for child in inside]
-            own = np.sort(np.concatenate([p.nodes for p in parts]))
-            whole = Part.together([*parts, *(self.part(level - 1, child, data) for child in around)])
+            parts = self.parts(level - 1, [*inside, *around], data)
+            own = np.sort(np.concatenate([p.nodes for p in parts[: len(inside)]]))
+            whole = Part.together(parts)
             problem = whole.within(whole.neighbourhood(own, self.stage.halo))
             labels = problem.solve(self.stage.solver, self.stage.margin)
             ends = np.searchsorted(problem.nodes, problem.edges)
@@ -257,10 +264,10 @@ class _Levels:
         """Return the function that contracts a block's part of the problem by what was joined."""
 
         def compute(block: int, box: Box, data: Data) -> None:
-            part = Part.together([self.part(level - 1, child, data) for child in self.children(level, block)[0]])
+            part = Part.together(self.parts(level - 1, self.children(level, block)[0], data))
             ends = np.concatenate([part.nodes, part.edges.ravel(), part.lifted.ravel()])
             blocks = np.unique(self.home(ends, level)).tolist()
-            tables = [data.table(f"joined-{level}", int(b)) for b in blocks]
+            tables = [data.table(f"joined-{level}", b) for b in data.ahead(blocks, f"joined-{level}")]
             nodes, where = np.unique(lookup(part.nodes, tables), return_inverse=True)
             sizes = np.bincount(where, part.sizes, len(nodes)).astype(np.uint64)
             edges, values = summed(lookup(part.edges, tables), part.values)
@@ -274,7 +281,7 @@ class _Levels:
     def last(self, block: Block, data: Data) -> None:
         """Solve what is left, and number the segments."""
         level = len(self.grids) - 1
-        parts = [self.part(level, k, data) for k in range(len(self.grids[level]))]
+        parts = self.parts(level, range(len(self.grids[level])), data)
         problem = Part.together(parts)
         labels = problem.solve(self.stage.last_solver or self.stage.solver)
         cost = energy(labels, np.searchsorted(problem.nodes, problem.edges).astype(np.uint64), problem.values[:, COST])

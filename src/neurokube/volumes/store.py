@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -91,9 +91,19 @@ class Store:
 
     def read(self, key: str) -> bytes | None:
         """Return an object, or None where there is none."""
+        return self.begin(key)()
+
+    def begin(self, key: str) -> Callable[[], bytes | None]:
+        """Begin to read an object, and return what waits for it: many that were begun arrive together."""
         with self._faults(key):
-            result = self._kv.read(key).result()
-        return bytes(result.value) if result.state == "value" else None
+            future = self._kv.read(key)
+
+        def end() -> bytes | None:
+            with self._faults(key):
+                result = future.result()
+            return bytes(result.value) if result.state == "value" else None
+
+        return end
 
     def write(self, key: str, value: bytes) -> None:
         """Write an object whole."""
