@@ -175,7 +175,7 @@ def create(
                     "name": "sharding_indexed",
                     "configuration": {
                         "chunk_shape": [*(1 for _ in lead), *chunk],
-                        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, _ZSTD, _CRC],
+                        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, _zstd(spec.dtype), _CRC],
                         "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, _CRC],
                     },
                 }
@@ -230,7 +230,11 @@ def open_volume(url: str) -> Volume:
     return Volume(url, spec, arrays, found.ours)
 
 
-_ZSTD = {"name": "zstd", "configuration": {"level": 1}}
+def _zstd(dtype: str) -> dict[str, Any]:
+    # of 64-bit labels level 3 takes up to an eighth of the space of level 1, in a third of its time
+    return {"name": "zstd", "configuration": {"level": 3 if np.dtype(dtype).itemsize == 8 else 1}}
+
+
 _CRC = {"name": "crc32c"}
 NANOMETRES = {"angstrom": 0.1, "nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6, "meter": 1e9}
 
