@@ -4,7 +4,7 @@ DATA holds `raw/` (125 PNG slices) and `bodies.h5` of the FlyEM neuroproof examp
 (Takemura et al., PNAS 112:13711, 2015; CC BY).  FOLDER, fib25-run by default, takes all that is written.
 The same can be typed by hand; each step prints the command it stands for.
 
-With --network the boundary map is a trained network's, and only sections that it has not learned from are scored.
+With --network the boundary map is a trained network's, and the sections that it has not learned from are scored.
 """
 
 import json
@@ -23,23 +23,27 @@ def main() -> None:
     if len(arguments) not in (1, 2):
         sys.exit(__doc__)
     data, folder = Path(arguments[0]), Path(arguments[1] if len(arguments) == 2 else "fib25-run")
-    name, region = ("network", ["--region", UNSEEN]) if "--network" in sys.argv else ("fib25", [])
     folder.mkdir(parents=True, exist_ok=True)
     image, bodies = folder / "image.zarr", folder / "bodies.zarr"
     if not image.exists():
         neurokube("import", data / "raw", image, "--voxel-size", VOXEL_SIZE)
     if not bodies.exists():
         neurokube("import", data / "bodies.h5", bodies, "--voxel-size", VOXEL_SIZE, "--labels")
-    file = {"fib25": "workflow.yaml", "network": "network.yaml"}[name]
-    shutil.copy(Path(__file__).with_name(file), folder / file)
-    neurokube("run", folder / file)
-    run = folder / name
+    for file in Path(__file__).parent.glob("*.yaml"):
+        shutil.copy(file, folder)
+    if "--network" in sys.argv:
+        neurokube("run", folder / "network.yaml")
+        neurokube("run", folder / "unseen.yaml", "--region", UNSEEN)
+        run = folder / f"unseen@{UNSEEN.replace(':', '-').replace(',', '_')}"
+    else:
+        neurokube("run", folder / "workflow.yaml")
+        run = folder / "fib25"
     scores = {}
-    for stage in ("fragments", "segmentation"):
+    for name in ("fragments", "segmentation"):
         # bodies under 1,000 voxels are noise in this truth
-        command = ["evaluate", run / stage / stage, bodies, "--min-size", "1000", *region, "--quiet"]
+        command = ["evaluate", run / name / name, bodies, "--min-size", "1000", "--quiet"]
         neurokube(*command)
-        scores[stage] = json.loads(neurokube(*command, "--json", quiet=True))
+        scores[name] = json.loads(neurokube(*command, "--json", quiet=True))
     (folder / "scores.json").write_text(json.dumps(scores, indent=2))
     print(f"scores: {folder / 'scores.json'}; look at it with: neurokube view {run}")
 

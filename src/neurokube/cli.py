@@ -366,6 +366,8 @@ def evaluate(
         raise UsageError("--mask: a mask has neither splits nor merges; leave --mask, or all about them, out")
     box = parse_region(region) if region is not None else None
     volumes = [open_volume(url) for url in (prediction, truth) if url]
+    # a run of a region is scored against the truth where it lies
+    volumes = [volumes[0], *(volume.beneath(volumes[0].spec) for volume in volumes[1:])]
     if mask:
         _evaluate_mask([v.crop(box) if box else v for v in volumes], threshold, as_json, quiet)
         return

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
+from neurokube.blocks import Box
 from neurokube.cli import main
 from neurokube.volumes import VolumeSpec, create
 
 SHAPE = (12, 48, 64)
 SIZE = (40.0, 8.0, 8.0)
 BIG = 2**63 + 5
+PART = Box((5, 8, 10), (12, 40, 60))
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -42,6 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small.write(small.spec.box, truth[:, :, :60])
     floats = create(str(folder / "floats.zarr"), VolumeSpec(SHAPE, "float32", SIZE, kind="labels"))
     floats.write(floats.spec.box, np.full(SHAPE, np.nan, np.float32))
+    part = VolumeSpec(SHAPE, "uint64", SIZE, kind="labels").crop(PART)
+    create(str(folder / "part.zarr"), part).write(part.box, prediction[PART.slices])
+    part = replace(part, offset=(200.0, 64.0, 84.0))
+    create(str(folder / "between.zarr"), part).write(part.box, prediction[PART.slices])
     (folder / "traced").mkdir()
     for number, row in enumerate((8, 24, 40)):
         nodes = [f"{n + 1} 0 {80 * n} {8 * row} 240 1 {n or -1}\n" for n in range(7)]
@@ -94,6 +101,16 @@ def test_json_holds_scores_mistakes_and_skeletons(call: Call) -> None:
     assert skeletons["erl_nm"] == pytest.approx((240**2 + 160**2) / 1440)
     assert (skeletons["skeletons"], skeletons["split"], skeletons["merged"], skeletons["omitted"]) == (3, 1, 12, 0)
     assert skeletons["nerl"] == skeletons["erl_nm"] / 480
+
+
+def test_a_run_of_a_region_is_scored_where_it_lies_in_the_truth(call: Call) -> None:
+    whole = json.loads(call("prediction.zarr", "truth.zarr", "--json", "--region", str(PART))[1])
+    part = json.loads(call("part.zarr", "truth.zarr", "--json")[1])
+    assert len(whole["mistakes"]) == 2
+    for one, other in zip(whole.pop("mistakes"), part.pop("mistakes"), strict=True):
+        assert [a - b for a, b in zip(one.pop("voxel"), other.pop("voxel"), strict=True)] == list(PART.start)
+        assert one == other
+    assert whole == part
 
 
 def test_a_segmentation_can_be_scored_on_skeletons_alone(call: Call) -> None:
@@ -184,6 +201,7 @@ def test_each_mistake_has_a_link_to_its_place_in_the_viewer(folder: Path) -> Non
         ),
         (64, "'--worst': ", ["prediction.zarr", "truth.zarr", "--worst", "-1"]),
         (65, "48 x 60; choose what both cover", ["prediction.zarr", "small.zarr"]),
+        (65, "choose what both cover", ["between.zarr", "truth.zarr"]),
         (65, "negative.zarr: holds negative labels", ["prediction.zarr", "negative.zarr"]),
         (65, "floats.zarr: holds float32, not labels", ["floats.zarr", "truth.zarr"]),
         (

@@ -111,6 +111,16 @@ class Volume:
         array = array[ts.d[:].translate_to[0]]
         return replace(self, spec=self.spec.crop(box), arrays=(array,))
 
+    def beneath(self, other: VolumeSpec) -> "Volume":
+        """Return the cut-out of the voxels that another volume covers; the volume itself where they are no part of it."""
+        apart = np.subtract(other.offset, self.spec.offset) / self.spec.voxel_size
+        z, y, x = np.rint(apart).astype(int).tolist()
+        box = other.box.shift((z, y, x))
+        alike = np.allclose(other.voxel_size, self.spec.voxel_size, rtol=1e-3, atol=0)
+        if not alike or np.abs(apart - (z, y, x)).max() > 0.1 or not self.spec.box.contains(box):
+            return self
+        return self.crop(box)
+
     @property
     def fingerprint(self) -> str | None:
         """The digest of the content, where the writer left one."""
