@@ -112,7 +112,7 @@ class Volume:
         return replace(self, spec=self.spec.crop(box), arrays=(array,))
 
     def beneath(self, other: VolumeSpec) -> "Volume":
-        """Return the cut-out of the voxels that another volume covers; the volume itself where they are no part of it."""
+        """Return the cut-out that another volume covers; the volume itself where it does not in whole voxels."""
         apart = np.subtract(other.offset, self.spec.offset) / self.spec.voxel_size
         z, y, x = np.rint(apart).astype(int).tolist()
         box = other.box.shift((z, y, x))
