@@ -5,8 +5,8 @@ python -m benchmarks.forest DATA FOLDER [--boundaries boundaries-fib25-10-10-10]
 FIB-SEM (fib25).  Forests learn from sections 0 to 79, with the boundary map alone and with filters of the image too.
 Sections 80 to 124 are a run of their own, in which no fragment was learned from: the bias is chosen by VOI on 80 to 99
 and scored on 100 to 124, for the plain mean and for the forests in the same way.  The boundary map, of a network that
-learned from sections 0 to 99, is made of the whole volume once (or is `--map`); it is better where forests learn and
-where biases are chosen than where they are scored, which favours nobody but is no help to forests.
+learned from sections 0 to 79, is made of the whole volume once (or is `--map`); it is better where forests learn than
+where they are scored, which favours nobody but is no help to forests.
 """
 
 import argparse

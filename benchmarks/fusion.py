@@ -4,7 +4,7 @@ python -m benchmarks.fusion fib25 DATA FOLDER --boundaries MODEL [--membranes fi
 python -m benchmarks.fusion train DATA FOLDER [--steps 500]           the accessory network of vnc
 python -m benchmarks.fusion vnc DATA FOLDER --membranes MODEL         after train; MODEL as of benchmarks.semantics
 
-fib25: both networks learned from sections 0 to 99; weights are fitted on 100 to 111 and scored on 112 to 124.  Then
+fib25: networks learned from sections before 100; weights are fitted on 100 to 111 and scored on 112 to 124.  Then
 each map (membranes alone, boundaries alone, fused) goes through watershed, graph and multicuts of several biases; the
 bias with the best VOI on sections 100 to 111 is scored on 112 to 124, and on the whole volume, most of which was
 trained on.  (The shipped membranes chose their best step by sections 100 to 124, which favours them, not the fusion.)
