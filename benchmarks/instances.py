@@ -1,7 +1,7 @@
 """From a boundary map to cells: speed beside python-elf, what levels cost, what priors bring, how it scales.
 
     python -m benchmarks.instances speed FOLDER [--rounds 3] [--shape 640]
-    python -m benchmarks.instances levels FOLDER [--map BOUNDARIES --truth BODIES]
+    python -m benchmarks.instances levels FOLDER [--tile 64] [--map BOUNDARIES --truth BODIES]
     python -m benchmarks.instances priors FOLDER
     python -m benchmarks.instances scale FOLDER [--most 2048]
 
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=2048, help="Mvoxel")
     parser.add_argument("--map", type=Path)
     parser.add_argument("--truth", type=Path)
+    parser.add_argument("--tile", type=int, default=64, help="levels: voxels, along each side")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -174,8 +175,8 @@ def levels(options: argparse.Namespace) -> None:
         boundaries, truth, smallest = source / "boundaries", source / "labels", 0
     else:
         boundaries, truth, smallest = options.map, options.truth, 1000
-    blocks = (0, 64, 96, 128, 192, 256)
-    stages: dict[str, Any] = {"fragments": {"tile": [32, 32, 32]}, "graph": {}}
+    blocks = [block for block in (0, 64, 96, 128, 192, 256) if block % options.tile == 0]
+    stages: dict[str, Any] = {"fragments": {"tile": [options.tile] * 3}, "graph": {}}
     cuts = [(bias, block) for bias in (0.2, 0.4, 0.6) for block in blocks]
     for bias, block in cuts:
         size = {"levels": 0} if block == 0 else {"first_block": [block] * 3}
