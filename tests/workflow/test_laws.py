@@ -397,7 +397,7 @@ def test_a_full_disk_ends_a_run_with_75_and_loses_nothing(tmp_path):
         after = records(run)
         assert {key: after[key] for key in before} == before
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 # what a run leaves
