@@ -14,7 +14,7 @@ help:
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test,view,cpu,train,exchange]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test,view,cpu,train,exchange,cluster]'
 	@touch $@
 
 demo: $(READY)
@@ -29,7 +29,7 @@ test: lint
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 bench: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test,view,cpu,train,exchange,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test,view,cpu,train,exchange,cluster,bench]'
 	for program in engine importing startup memory kills; do $(BIN)/python -m benchmarks.$$program || exit 1; done
 
 clean:

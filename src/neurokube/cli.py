@@ -260,18 +260,30 @@ def run(
     workflow: WorkflowFile,
     workers: Workers = None,
     region: Region = None,
-    engine: Annotated[str, typer.Option(help="where it runs: local")] = "local",
+    engine: Annotated[str, typer.Option(help="where it runs: local, kubernetes")] = "local",
+    profile: Annotated[str, typer.Option(help="kubernetes: name of the cluster profile")] = "local",
+    profiles: Annotated[str | None, typer.Option(help="kubernetes: file of cluster profiles")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="kubernetes: print the Jobs, run nothing")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a workflow; run it again to go on after any interruption."""
+    from .engines.cluster import load_profile
+    from .engines.kubernetes import Kubernetes
     from .errors import UsageError
     from .workflow import execute
     from .workflow.status import print_summary
 
-    if engine != "local":
-        raise UsageError(f"--engine {engine}: this version has the engine 'local'")
+    if engine not in ("local", "kubernetes"):
+        raise UsageError(f"--engine {engine}: choose local or kubernetes")
+    if dry_run and engine != "kubernetes":
+        raise UsageError("--dry-run: give it with --engine kubernetes; 'neurokube plan' shows what a run comes to")
+    chosen = Kubernetes(load_profile(profile, profiles)) if engine == "kubernetes" else _engine(_workers(workers))
     planned = _planned(workflow, region)
-    summary = execute(planned, _engine(_workers(workers)), quiet=quiet)
+    if isinstance(chosen, Kubernetes) and dry_run:
+        for name, step in planned.plan.steps.items():
+            print(f"---\n{chosen.manifest(planned.url, name, len(step.blocks))}", end="")
+        return
+    summary = execute(planned, chosen, quiet=quiet)
     print_summary(planned, summary)
 
 
@@ -295,6 +307,7 @@ def work(
     run: RunFolder,
     step: Annotated[str, typer.Argument(help="STAGE/STEP, as 'neurokube plan' names it")],
     batch: Annotated[str, typer.Option(help="I/N: share I (from 0) of N of the step's blocks")] = "0/1",
+    job: Annotated[str | None, typer.Option(help="Job of Kubernetes, whose index JOB_COMPLETION_INDEX this is")] = None,
 ) -> None:
     """Work through a share of a step's blocks: what a pod runs.  SIGTERM ends it after a block, with 85."""
     import threading
@@ -304,17 +317,22 @@ def work(
     from .workflow import Run
     from .workflow import work as work_through
 
-    try:
-        index, of = (int(n) for n in batch.split("/"))
-    except ValueError:
-        raise UsageError(f"--batch {batch}: write it as I/N, as 0/8") from None
-    if not 0 <= index < of:
-        raise UsageError(f"--batch {batch}: I counts from 0 to N - 1")
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())
-    blocks = len(Run.open(run).plan.step(step).blocks)
-    report = work_through(run, step, Batch.share(index, of, blocks), asked.is_set)
+    if job is not None:
+        from .engines.kubernetes import batch_of
+
+        share = batch_of(run, step, job)
+    else:
+        try:
+            index, of = (int(n) for n in batch.split("/"))
+        except ValueError:
+            raise UsageError(f"--batch {batch}: write it as I/N, as 0/8") from None
+        if not 0 <= index < of:
+            raise UsageError(f"--batch {batch}: I counts from 0 to N - 1")
+        share = Batch.share(index, of, len(Run.open(run).plan.step(step).blocks))
+    report = work_through(run, step, share, asked.is_set)
     print(json.dumps({"done": report.done, "failed": report.failed, "drained": report.drained}))
     if report.drained:
         raise Drained("asked to stop; what was done is recorded")

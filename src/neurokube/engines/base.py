@@ -1,9 +1,10 @@
 """What an engine is, and the simplest one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import isqrt
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -55,10 +56,25 @@ class Work(Protocol):
         """Work through a batch."""
 
 
+_USUAL_BATCH = 64
+
+
 class Engine(ABC):
     """Runs batches somewhere.  Use it as a context; it is entered once a run."""
 
     workers: int = 1
+
+    def batches(self, remaining: Sequence[int]) -> Iterator[Batch]:
+        """Yield ranges that hold all the remaining blocks: ever smaller ones, so that workers end together.
+
+        A worker lists what the batches before left in the ledger: of many blocks a batch takes more, so that
+        there are never many batches either.
+        """
+        most, first = max(_USUAL_BATCH, isqrt(len(remaining))), 0
+        while left := len(remaining) - first:
+            part = remaining[first : first + max(1, min(most, left // (4 * self.workers)))]
+            yield Batch(part[0], part[-1] + 1)
+            first += len(part)
 
     @abstractmethod
     def execute(

@@ -6,12 +6,11 @@ import time
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import isqrt
 from types import FrameType
 
 from rich.progress import Progress
 
-from ..engines.base import Batch, Engine
+from ..engines.base import Engine
 from ..errors import Drained, NeuroKubeError
 from ..progress import console, progress
 from .corrections import Corrections
@@ -103,7 +102,7 @@ def _step(run: Run, step: PlannedStep, engine: Engine, bars: Progress, summary: 
     failures = run.workflow.failures
     if remaining and not asked.is_set():
         given_up, next_look = 0, 0.0
-        outcomes = engine.execute(work, run.url, step.name, _batches(remaining, engine.workers), failures.attempts)
+        outcomes = engine.execute(work, run.url, step.name, engine.batches(remaining), failures.attempts)
         for outcome in outcomes:
             if outcome is not None and outcome.report is None:
                 block = outcome.batch.first
@@ -142,22 +141,6 @@ def _failure(run: Run, step: PlannedStep) -> str:
         f"block {first['block']}, voxels {first['voxels']}: {error}; "
         f"log in {run.url}/{step.quarantine}/{first['block']}.json; mend the cause and run again"
     )
-
-
-_USUAL_BATCH = 64
-
-
-def _batches(remaining: list[int], workers: int) -> Iterator[Batch]:
-    """Yield ranges that hold all the remaining blocks: ever smaller ones, so that workers end together.
-
-    A worker lists what the batches before left in the ledger: of many blocks a batch takes more, so that
-    there are never many batches either.
-    """
-    most, first = max(_USUAL_BATCH, isqrt(len(remaining))), 0
-    while left := len(remaining) - first:
-        part = remaining[first : first + max(1, min(most, left // (4 * workers)))]
-        yield Batch(part[0], part[-1] + 1)
-        first += len(part)
 
 
 @contextmanager

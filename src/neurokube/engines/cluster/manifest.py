@@ -1,0 +1,123 @@
+"""The Job that runs a step, from a Jinja2 template that a user may replace."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...errors import ConfigurationError
+from .profile import Profile, Resources
+
+MANAGED = "app.kubernetes.io/managed-by"
+LABELS = {MANAGED: "neurokube", "app.kubernetes.io/component": "worker"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a Job is for: a step's batches, told to its pods by an object of the run, and what each gets."""
+
+    name: str
+    run_url: str
+    step: str
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    indexes: int
+    resources: Resources
+    retries: int = 2
+
+
+def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
+    """Return the Job as Kubernetes takes it.
+
+    Raises:
+        ConfigurationError: where a template of the user's own renders to something else.
+    """
+    from jinja2 import Environment, StrictUndefined, TemplateError
+
+    path = profile.template or Path(__file__).with_name("job.yaml.j2")
+    environment = Environment(undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["json"] = lambda value: json.dumps(value, default=list)
+    environment.filters["combine"] = lambda value, other: {**value, **other}
+    labels = {**profile.labels, **LABELS, **request.labels}
+    if profile.queue:
+        labels["kueue.x-k8s.io/queue-name"] = profile.queue
+    try:
+        text = environment.from_string(path.read_text()).render(
+            name=request.name,
+            profile=profile,
+            labels=labels,
+            annotations=dict(request.annotations),
+            indexes=request.indexes,
+            parallelism=min(profile.parallelism, request.indexes),
+            retries=request.retries,
+            command=["neurokube", "work", request.run_url, request.step, "--job", request.name],
+            env=_environment(profile),
+            env_from=[{"secretRef": {"name": name}} for name in profile.secrets],
+            pull_secrets=[{"name": name} for name in profile.pull_secrets],
+            resources=_resources(profile, request.resources),
+            mounts=_mounts(profile),
+            volumes=_volumes(profile),
+        )
+        document = yaml.safe_load(text)
+    except (OSError, TemplateError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{path}: no Job comes of it ({str(error).splitlines()[0]}); correct it") from None
+    _check(path, document, request)
+    return document  # type: ignore[no-any-return]
+
+
+def _environment(profile: Profile) -> list[dict[str, str]]:
+    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    home = {"HOME": "/tmp", "TMPDIR": "/tmp"}
+    return [{"name": name, "value": value} for name, value in {**threads, **home, **profile.env}.items()]
+
+
+def _resources(profile: Profile, resources: Resources) -> dict[str, dict[str, str]]:
+    bounded = {"memory": resources.memory, "ephemeral-storage": resources.storage}
+    if resources.gpu:
+        bounded[profile.gpu_resource] = str(resources.gpu)
+    return {"requests": {"cpu": resources.cpu, **bounded}, "limits": bounded}
+
+
+def _mounts(profile: Profile) -> list[dict[str, Any]]:
+    mounts: list[dict[str, Any]] = [{"name": "tmp", "mountPath": "/tmp"}]
+    if profile.scratch:
+        mounts.append({"name": "scratch", "mountPath": "/scratch"})
+    for k, mount in enumerate(profile.volumes):
+        mounts.append({"name": f"volume-{k}", "mountPath": mount.path, "readOnly": mount.read_only})
+    return mounts
+
+
+def _volumes(profile: Profile) -> list[dict[str, Any]]:
+    volumes: list[dict[str, Any]] = [{"name": "tmp", "emptyDir": {}}]
+    if profile.scratch:
+        medium = {"medium": profile.scratch_medium} if profile.scratch_medium else {}
+        volumes.append({"name": "scratch", "emptyDir": {"sizeLimit": profile.scratch, **medium}})
+    for k, mount in enumerate(profile.volumes):
+        if mount.claim:
+            source: dict[str, Any] = {"persistentVolumeClaim": {"claimName": mount.claim, "readOnly": mount.read_only}}
+        else:
+            source = {"hostPath": {"path": mount.host_path}}
+        volumes.append({"name": f"volume-{k}", **source})
+    return volumes
+
+
+def _check(path: Path, document: Any, request: Request) -> None:
+    """Check what the engine relies on; the rest is for the API server to judge."""
+    try:
+        spec = document["spec"]
+        wanted = {
+            "kind: Job": document["kind"] == "Job",
+            "metadata.name": document["metadata"]["name"] == request.name,
+            "all of its labels": request.labels.items() <= document["metadata"]["labels"].items(),
+            "spec.completionMode: Indexed": spec["completionMode"] == "Indexed",
+            "spec.completions": spec["completions"] == request.indexes,
+            "spec.backoffLimitPerIndex": spec["backoffLimitPerIndex"] >= 0,
+            "a container 'worker'": "worker" in [c["name"] for c in spec["template"]["spec"]["containers"]],
+        }
+    except (KeyError, TypeError) as error:
+        raise ConfigurationError(f"{path}: the Job lacks {error}; take job.yaml.j2 as a start") from None
+    if lacking := [what for what, there in wanted.items() if not there]:
+        raise ConfigurationError(f"{path}: the Job must have {lacking[0]} as given; take job.yaml.j2 as a start")
