@@ -170,6 +170,19 @@ def test_coarse_sections_have_settings_of_their_own(plots, tmp_path):
 # what is computed
 
 
+@pytest.mark.parametrize(
+    "prior", ["{channels: {dark: map, bright: image}, repel: 2}", "{objects: cells, attract: 1}", "{pairs: pairs.csv}"]
+)
+def test_a_workflow_with_priors_is_tuned_and_runs(plots, tmp_path, prior):
+    text = (plots.folder / "workflow.yaml").read_text()
+    text = text.replace("  image: {path: image.zarr}", "  image: {path: image.zarr}\n  cells: {path: truth.zarr}")
+    text = text.replace("  multicut:\n", f"  lifted: {{priors: {{known: {prior}}}}}\n  multicut:\n    lifted: lifted\n")
+    (plots.folder / "pairs.csv").write_text("z1,y1,x1,z2,y2,x2,cost\n15,105,105,145,605,605,-2\n")
+    (plots.folder / "priors.yaml").write_text(text)
+    found = plots.tuned(workflow=str(plots.folder / "priors.yaml"), trials=3, output=str(tmp_path / "tuned"))
+    assert scored(write_tuning(found), TUNED, plots.folder / "truth.zarr").voi == found.best.value
+
+
 def test_fragments_are_computed_once_a_watershed_setting(plots, computed):
     tuning = plots.tuned(trials=9, multicuts=3)
     watersheds = {tuple(v for n, v in t.settings.items() if "fragments" in n) for t in tuning.trials}

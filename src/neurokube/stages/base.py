@@ -246,6 +246,17 @@ class Stage(BaseModel):
         """Return what the stage reads: role -> `input`, `stage` or `stage.output`."""
         return {role: name for role in self.roles if (name := getattr(self, role)) is not None}
 
+    def reading(self, references: Mapping[str, str]) -> Self:
+        """Return the stage reading other things: role -> reference, for all roles of `references`."""
+        changed: dict[str, Any] = {}
+        for role, reference in references.items():
+            field, _, entry = role.partition(".")
+            if entry:
+                changed.setdefault(field, dict(getattr(self, field)))[entry] = reference
+            else:
+                changed[field] = reference
+        return self.model_copy(update=changed)
+
     def placed(self, folder: Path) -> Self:
         """Return the stage with what it names beside the workflow file, in `folder`, named from anywhere."""
         return self

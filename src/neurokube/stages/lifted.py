@@ -27,7 +27,7 @@ with domain knowledge: Pape et al., Frontiers in Computer Science 13, 2019.)
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,19 @@ class Lifted(Stage):
             if prior.objects is not None:
                 found[f"{name}.objects"] = prior.objects
         return found
+
+    def reading(self, references: Mapping[str, str]) -> Self:
+        """Return the stage reading other things, see `Stage.reading`."""
+        priors = {}
+        for name, prior in self.priors.items():
+            changed: dict[str, Any] = {}
+            if prior.channels is not None:
+                changed["channels"] = {c: references[f"{name}.channels.{c}"] for c in prior.channels}
+            if prior.objects is not None:
+                changed["objects"] = references[f"{name}.objects"]
+            priors[name] = prior.model_copy(update=changed)
+        own = {role: reference for role, reference in references.items() if role in self.roles}
+        return self.model_copy(update={**own, "priors": priors})
 
     def placed(self, folder: Path) -> Self:
         """Return the stage with its files of pairs as they are from anywhere."""

@@ -169,14 +169,7 @@ def _reading(stage: Stage, names: Mapping[str, str]) -> Stage:
         name, dot, output = reference.partition(".")
         return names.get(name, name) + dot + output
 
-    changed: dict[str, Any] = {}
-    for role, reference in stage.references().items():
-        field, _, entry = role.partition(".")
-        if entry:
-            changed.setdefault(field, dict(getattr(stage, field)))[entry] = renamed(reference)
-        else:
-            changed[field] = renamed(reference)
-    return stage.model_copy(update=changed)
+    return stage.reading({role: renamed(reference) for role, reference in stage.references().items()})
 
 
 def _mark(stages: Mapping[str, Stage]) -> str:

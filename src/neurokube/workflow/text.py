@@ -41,7 +41,8 @@ def anywhere(text: str, workflow: Workflow) -> dict[Path, Any]:
     for name, stage in workflow.stages.items():
         for field in type(stage).model_fields:
             if (value := getattr(stage, field)) != getattr(written.stages[name], field):
-                changes["stages", name, field] = value
+                told = stage.model_dump(mode="json", include={field}, exclude_unset=True)
+                changes["stages", name, field] = told.get(field, value)
     if workflow.workspace != written.workspace:
         changes["workspace",] = workflow.workspace
     return changes
