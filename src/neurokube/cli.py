@@ -267,8 +267,6 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run a workflow; run it again to go on after any interruption."""
-    from .engines.cluster import load_profile
-    from .engines.kubernetes import Kubernetes
     from .errors import UsageError
     from .workflow import execute
     from .workflow.status import print_summary
@@ -277,9 +275,9 @@ def run(
         raise UsageError(f"--engine {engine}: choose local or kubernetes")
     if dry_run and engine != "kubernetes":
         raise UsageError("--dry-run: give it with --engine kubernetes; 'neurokube plan' shows what a run comes to")
-    chosen = Kubernetes(load_profile(profile, profiles)) if engine == "kubernetes" else _engine(_workers(workers))
+    chosen = _cluster(profile, profiles) if engine == "kubernetes" else _engine(_workers(workers))
     planned = _planned(workflow, region)
-    if isinstance(chosen, Kubernetes) and dry_run:
+    if dry_run:
         for name, step in planned.plan.steps.items():
             print(f"---\n{chosen.manifest(planned.url, name, len(step.blocks))}", end="")
         return
@@ -611,6 +609,13 @@ def _engine(workers: int) -> Any:
     from .engines.local import Local
 
     return Local(workers) if workers else InProcess()
+
+
+def _cluster(profile: str, profiles: str | None) -> Any:
+    from .engines.cluster import load_profile
+    from .engines.kubernetes import Kubernetes
+
+    return Kubernetes(load_profile(profile, profiles))
 
 
 def _planned(workflow: str, region: str | None) -> Any:

@@ -25,6 +25,12 @@ class Batch:
         first, last = text.split("-")
         return cls(int(first), int(last))
 
+    def halves(self) -> list[Self]:
+        """Return the batch in two, or, of a single block, as it is."""
+        middle = (self.first + self.last) // 2
+        parts = [type(self)(self.first, middle), type(self)(middle, self.last)]
+        return [part for part in parts if part.first < part.last]
+
     @classmethod
     def share(cls, index: int, of: int, blocks: int) -> Self:
         """Return the share `index` (from 0) of `of` nearly equal shares of all blocks."""

@@ -176,7 +176,7 @@ class _StepJobs:
 
     def run(self, current: _Round, fates: list[_Fate]) -> Iterator[Outcome | None]:
         """Create a Job, unless it is there, and follow it to its end; note how indexes failed."""
-        name, batches = current.name or self._created(current), list(current.batches)
+        name, batches = current.name or self._created(current), current.batches
         told: set[int] = set()
         moved = self.engine._clock()
         while True:
@@ -195,7 +195,7 @@ class _StepJobs:
             if self.engine._stop:
                 self.api.delete_job(name)
                 return
-            if status.get("ready") or len(told) > 0 or status.get("failed"):
+            if status.get("ready") or told or status.get("failed"):
                 moved = self.engine._clock()
             elif self.engine._clock() - moved > _STUCK and (why := self._hopeless(name)):
                 raise NeuroKubeError(f"{self.step}: {why}; no Job is left behind, run again to go on")
@@ -217,9 +217,7 @@ class _StepJobs:
                 yield Outcome(fate.batch, Report(fate.batch.last - fate.batch.first - len(fate.failed), fate.failed))
             elif grown is not None:
                 rounds.setdefault((grown, current.deaths), []).append(fate.batch)
-            elif fate.batch.last - fate.batch.first > 1:
-                middle = (fate.batch.first + fate.batch.last) // 2
-                parts = [Batch(fate.batch.first, middle), Batch(middle, fate.batch.last)]
+            elif len(parts := fate.batch.halves()) > 1:
                 rounds.setdefault((current.resources, 0), []).extend(parts)
             elif current.deaths + 1 < attempts:
                 rounds.setdefault((current.resources, current.deaths + 1), []).append(fate.batch)
@@ -251,10 +249,9 @@ class _StepJobs:
 
     def _created(self, current: _Round) -> str:
         name = f"nk-{self.labels[RUN][:6]}-{_label(self.step)[:30].strip('-')}-{uuid4().hex[:6]}"
-        batches = list(current.batches)
-        manifest = self.manifest(name, len(batches), current.resources)
+        manifest = self.manifest(name, len(current.batches), current.resources)
         told = {"step": self.step, "resources": current.resources.model_dump(), "deaths": current.deaths}
-        self.store.write_json(f"{self.stage}/jobs/{name}.json", {**told, "batches": [*map(str, batches)]})
+        self.store.write_json(f"{self.stage}/jobs/{name}.json", {**told, "batches": [*map(str, current.batches)]})
         try:
             self.api.create_job(manifest)
         except Refused as refused:
@@ -276,7 +273,7 @@ class _StepJobs:
 
     # what went wrong
 
-    def _fates(self, name: str, batches: list[Batch], left: list[int], ended: Manifest) -> list[_Fate]:
+    def _fates(self, name: str, batches: Sequence[Batch], left: list[int], ended: Manifest) -> list[_Fate]:
         pods = self.api.pods(f"batch.kubernetes.io/job-name={name}")
         if ended.get("reason") == "PodFailurePolicy":
             told = [_said(_worker(pod)) for pod in pods if _worker(pod).get("exitCode") in (64, 78)]

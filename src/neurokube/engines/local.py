@@ -161,7 +161,7 @@ class Local(Engine):
                         f"{step_name}: {losses} workers in a row died before they finished a batch ({error}); "
                         "if memory ran out, use fewer --workers or a smaller block, then run again"
                     )
-                parts = _halves(batch) if batch.last - batch.first > 1 else [batch]
+                parts = batch.halves()
                 if len(parts) == 1 and lost + 1 >= attempts:
                     yield Outcome(batch, None, f"its worker died {lost + 1} times (killed, or out of memory)")
                 else:
@@ -189,8 +189,3 @@ def _is_loss(error: BaseException) -> bool:
     from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
 
     return isinstance(error, WorkerLost | ManagerLost)
-
-
-def _halves(batch: Batch) -> list[Batch]:
-    middle = (batch.first + batch.last) // 2
-    return [Batch(batch.first, middle), Batch(middle, batch.last)]

@@ -165,5 +165,4 @@ def _cut_out(image: Volume, prediction: Volume) -> Volume:
             f"{image.url}: has voxels of {nanometres(spec.voxel_size)}, and {prediction.url} of "
             f"{nanometres(wanted.voxel_size)}; give the image that was segmented"
         )
-    z, y, x = np.rint(np.subtract(wanted.offset, spec.offset) / spec.voxel_size).astype(int).tolist()
-    return image.crop(wanted.box.shift((z, y, x)))
+    return image.crop(spec.place(wanted)[0])

@@ -11,10 +11,10 @@ object it wrote, or the note that the object was empty and is therefore not stor
 import io
 import zlib
 from abc import abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, cast
 
@@ -417,28 +417,28 @@ class Data:
         except ValueError as error:
             raise DataError(f"{join(store.url, key)}: {_UNREADABLE.format(error)}") from None
 
-    def ahead(self, cells: Iterable[int], *names: str) -> Iterator[int]:
+    def tables(self, name: str, cells: Sequence[int]) -> Iterator[NDArray[Any]]:
+        """Yield the arrays of cells of a table, see `table`, while the next are being read."""
+        return (self.table(name, cell) for cell in self.ahead(cells, name))
+
+    def ahead(self, cells: Sequence[int], *names: str) -> Iterator[int]:
         """Yield cells, while those of their tables that are asked for next are being read; what a store takes long for.
 
         A name that is no table here, as that of an optional role, is passed over.
         """
         known = [name for name in names if name in self._found]
-        waiting: deque[int] = deque()
-        for cell in cells:
-            for name in known:
+
+        def begin(part: Sequence[int]) -> None:
+            for name, cell in product(known, part):
                 store, key = self._object(name, cell)
                 self._begun[name, cell] = store.begin(key)
-            waiting.append(cell)
-            if len(waiting) > _AHEAD:
-                yield from self._next(waiting, known)
-        while waiting:
-            yield from self._next(waiting, known)
 
-    def _next(self, waiting: deque[int], names: Sequence[str]) -> Iterator[int]:
-        cell = waiting.popleft()
-        yield cell
-        for name in names:
-            self._begun.pop((name, cell), None)
+        begin(cells[:_AHEAD])
+        for k, cell in enumerate(cells):
+            begin(cells[k + _AHEAD : k + _AHEAD + 1])
+            yield cell
+            for name in known:
+                self._begun.pop((name, cell), None)
 
     def _object(self, name: str, cell: int) -> tuple[Store, str]:
         output, url, _ = self._found[name]

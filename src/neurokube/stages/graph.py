@@ -102,7 +102,7 @@ class Graph(Stage):
             data.put("counts", cell, np.array([nodes, len(edges), tissue.min(), tissue.max()], np.uint64))
 
         def sum_up(block: Block, data: Data) -> None:
-            counts = np.stack([data.table("counts", cell) for cell in data.ahead(range(len(grid)), "counts")])
+            counts = np.stack(list(data.tables("counts", range(len(grid)))))
             if counts[:, 2].min() == counts[:, 3].max():
                 raise DataError(
                     f"boundaries: '{sources['boundaries'].name}' is {counts[0, 2]} everywhere, so there is nothing to "

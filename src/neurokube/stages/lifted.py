@@ -237,14 +237,13 @@ class _Tiles:
         """Find what each prior is worth, and the pairs for which all tiles have to be seen."""
         for name, prior in self.stage.priors.items():
             if prior.pairs is None:
-                table = f"doubtless-{name}"
-                counts = sum(data.table(table, cell) for cell in data.ahead(range(len(self.grid)), table))
+                counts = sum(data.tables(f"doubtless-{name}", range(len(self.grid))))
                 data.put(f"odds-{name}", 0, log_odds(np.asarray(counts)))
         pairs, costs = [np.zeros((0, 2), np.uint64)], [np.zeros(0)]
         for name, prior in self.stage.priors.items():
             if prior.objects is not None and prior.repel:
-                cells = data.ahead(range(len(self.grid)), self.table(name))
-                rows = [holding_most(data.table(self.table(name), cell), prior.overlap) for cell in cells]
+                tiles = data.tables(self.table(name), range(len(self.grid)))
+                rows = [holding_most(each, prior.overlap) for each in tiles]
                 pairs.append(apart(np.concatenate(rows), prior.within))
                 costs.append(np.full(len(pairs[-1]), -prior.repel))
             elif prior.pairs is not None:
@@ -260,8 +259,7 @@ class _Tiles:
         assert self.stage.points is not None
         lines = np.array(self.stage.points[name], np.float64).reshape(-1, 7)
         ends = np.zeros((len(lines), 2), np.uint64)
-        for cell in data.ahead(range(len(self.grid)), self.table(name)):
-            rows = data.table(self.table(name), cell)
+        for rows in data.tables(self.table(name), range(len(self.grid))):
             ends[rows[:, 0], rows[:, 1]] = rows[:, 2]
         both = (ends > 0).all(1) & (ends[:, 0] != ends[:, 1])
         return ends[both], lines[both, 6]
@@ -286,14 +284,11 @@ class _Tiles:
                 costs.append(np.full(across.sum(), -prior.repel * max(odds[1, 1], 0.0)))
             elif prior.channels is not None:
                 groups = groups or _Groups.of(self, near, data)
-                found, cost = groups.repelling(
-                    np.concatenate([data.table(table, k) for k in data.ahead(near, table)]), prior, odds
-                )
+                found, cost = groups.repelling(np.concatenate(list(data.tables(table, near))), prior, odds)
                 pairs.append(found)
                 costs.append(-prior.repel * cost)
             elif prior.attract:
-                rows = [data.table(table, k) for k in data.ahead(near, table)]
-                found, share = sharing(np.concatenate(rows)[:, :3], prior.overlap)
+                found, share = sharing(np.concatenate(list(data.tables(table, near)))[:, :3], prior.overlap)
                 pairs.append(found)
                 costs.append(prior.attract * max(-odds[1, 1], 0.0) * share)
         found, cost = summed(np.concatenate(pairs), exact(np.concatenate(costs)))

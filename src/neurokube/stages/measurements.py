@@ -92,8 +92,8 @@ class Measurements(Stage):
 
         def tabulate(block: Block, data: Data) -> None:
             every = range(len(grid))
-            found = summed((data.table("parts", cell) for cell in data.ahead(every, "parts")), merged_parts)
-            touching = summed((data.table("contacts", cell) for cell in data.ahead(every, "contacts")), merged_contacts)
+            found = summed(data.tables("parts", every), merged_parts)
+            touching = summed(data.tables("contacts", every), merged_contacts)
             table, pairs = tabulated(
                 found, touching, spec, cells=data.has("cells"), probabilities=data.has("semantics")
             )

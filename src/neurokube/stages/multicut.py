@@ -61,6 +61,10 @@ from .solvers import SolverName, energy
 Bias = Annotated[float, Field(gt=0, lt=1)]
 Solvers = Annotated[tuple[SolverName, ...], Field(min_length=1)]
 
+_FIRST = ("fragments.sizes", "graph.edges", "values", "lifted.lifted", "lifted.costs")
+_KEPT = ("nodes", "edges", "values", "lifted", "lifted-costs")
+"""Tables of a part of the problem: of a tile, and, with its number, of a level's block."""
+
 MOST_LEVELS = 3
 """Levels unless more are asked for: a block of the last is then four times as long as one of the first."""
 
@@ -135,7 +139,7 @@ class Multicut(ForestStage):
                     over_cells(blocks, levels.solver(level)),
                 )
             )
-            names = [f"{name}-{level}" for name in ("nodes", "edges", "values", "lifted", "lifted-costs")]
+            names = [f"{name}-{level}" for name in _KEPT]
             steps.append(
                 Step(
                     f"reduce-{level}",
@@ -216,15 +220,12 @@ class _Levels:
             if data.has("lifted"):
                 lifted, costs = data.table("lifted.lifted", block), data.table("lifted.costs", block)
             return Part(nodes, sizes, data.table("graph.edges", block), data.table("values", block), lifted, costs)
-        nodes, sizes = data.table(f"nodes-{level}", block).T
-        names = ("edges", "values", "lifted", "lifted-costs")
-        return Part(nodes, sizes.astype(np.int64), *(data.table(f"{name}-{level}", block) for name in names))
+        nodes, *others = (data.table(f"{name}-{level}", block) for name in _KEPT)
+        return Part(nodes[:, 0], nodes[:, 1].astype(np.int64), *others)
 
     def parts(self, level: int, blocks: Sequence[int], data: Data) -> list[Part]:
         """Return what blocks of a level keep of the problem."""
-        names = [f"{name}-{level}" for name in ("nodes", "edges", "values", "lifted", "lifted-costs")]
-        if level == 0:
-            names = ["fragments.sizes", "graph.edges", "values", "lifted.lifted", "lifted.costs"]
+        names = _FIRST if level == 0 else [f"{name}-{level}" for name in _KEPT]
         return [self.part(level, block, data) for block in data.ahead(blocks, *names)]
 
     def home(self, ids: Ids, level: int) -> Ids:
@@ -267,7 +268,7 @@ class _Levels:
             part = Part.together(self.parts(level - 1, self.children(level, block)[0], data))
             ends = np.concatenate([part.nodes, part.edges.ravel(), part.lifted.ravel()])
             blocks = np.unique(self.home(ends, level)).tolist()
-            tables = [data.table(f"joined-{level}", b) for b in data.ahead(blocks, f"joined-{level}")]
+            tables = list(data.tables(f"joined-{level}", blocks))
             nodes, where = np.unique(lookup(part.nodes, tables), return_inverse=True)
             sizes = np.bincount(where, part.sizes, len(nodes)).astype(np.uint64)
             edges, values = summed(lookup(part.edges, tables), part.values)

@@ -218,11 +218,11 @@ class _Tiles:
     def numbers(self, block: Block, data: Data) -> None:
         """Join all pieces that are one object, leave out the small, and number the others."""
         cells = range(len(self.grid))
-        pieces = [data.table("pieces", cell) for cell in data.ahead(cells, "pieces")]
+        pieces = list(data.tables("pieces", cells))
         offsets = np.concatenate([[0], np.cumsum([len(p) for p in pieces])]).astype(np.uint64)
         pairs = []
-        for cell in data.ahead(cells, "links"):
-            mine, tile, theirs = data.table("links", cell).T
+        for cell, links in enumerate(data.tables("links", cells)):
+            mine, tile, theirs = links.T
             one = np.uint64(1)
             pairs.append(np.stack([offsets[cell] + mine - one, offsets[tile] + theirs - one], axis=1))
         first, sizes = np.concatenate(pieces).T

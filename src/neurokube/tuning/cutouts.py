@@ -47,18 +47,16 @@ class Cutout:
                 f"{self.truth.url}: has voxels of {nanometres(truth.voxel_size)}, and what is segmented of "
                 f"{nanometres(spec.voxel_size)}; import it with the right --voxel-size, or make a truth of these voxels"
             )
-        shift = np.subtract(truth.offset, spec.offset) / truth.voxel_size
-        steps = np.rint(shift)
-        if np.any(np.abs(shift - steps) > _TOLERANCE):
+        place, beside = truth.place(spec)
+        if beside > _TOLERANCE:
             raise DataError(
                 f"{self.truth.url}: begins at {_text(truth.offset)} nm, which is not on the voxels of what is "
                 f"segmented (from {_text(spec.offset)} nm on); import it again with the right --offset"
             )
-        place = truth.box.shift(int(n) for n in steps)
-        shared = place.clip(spec.box)
+        shared = place.clip(truth.box)
         if not shared.size:
             raise _apart(self.truth, spec)
-        return shared, self.truth.crop(shared.relative_to(place.start))
+        return shared.relative_to(place.start), self.truth.crop(shared)
 
 
 def open_truths(urls: Sequence[str]) -> list[Volume]:

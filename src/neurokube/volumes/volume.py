@@ -58,6 +58,15 @@ class VolumeSpec:
         """Whether it is an 8-bit image without channels: grey values, or probabilities from 0 to 255."""
         return self.dtype == "uint8" and self.kind == "image" and self.channels is None
 
+    def place(self, other: "VolumeSpec") -> tuple[Box, float]:
+        """Return where another volume of these voxels lies, and the most voxels by which it is not on them.
+
+        The box is in voxels of this volume, rounded; it may reach beyond it.
+        """
+        apart = np.subtract(other.offset, self.offset) / self.voxel_size
+        z, y, x = np.rint(apart).astype(int).tolist()
+        return other.box.shift((z, y, x)), float(np.abs(apart - (z, y, x)).max())
+
     def crop(self, box: Box) -> "VolumeSpec":
         """Return the description of a cut-out."""
         offset = tuple(o + s * v for o, s, v in zip(self.offset, box.start, self.voxel_size, strict=True))
@@ -113,11 +122,9 @@ class Volume:
 
     def beneath(self, other: VolumeSpec) -> "Volume":
         """Return the cut-out that another volume covers; the volume itself where it does not in whole voxels."""
-        apart = np.subtract(other.offset, self.spec.offset) / self.spec.voxel_size
-        z, y, x = np.rint(apart).astype(int).tolist()
-        box = other.box.shift((z, y, x))
+        box, beside = self.spec.place(other)
         alike = np.allclose(other.voxel_size, self.spec.voxel_size, rtol=1e-3, atol=0)
-        if not alike or np.abs(apart - (z, y, x)).max() > 0.1 or not self.spec.box.contains(box):
+        if not alike or beside > 0.1 or not self.spec.box.contains(box):
             return self
         return self.crop(box)
 

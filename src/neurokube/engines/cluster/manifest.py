@@ -40,7 +40,6 @@ def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
     path = profile.template or Path(__file__).with_name("job.yaml.j2")
     environment = Environment(undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True)
     environment.filters["json"] = lambda value: json.dumps(value, default=list)
-    environment.filters["combine"] = lambda value, other: {**value, **other}
     labels = {**profile.labels, **LABELS, **request.labels}
     if profile.queue:
         labels["kueue.x-k8s.io/queue-name"] = profile.queue
@@ -49,7 +48,7 @@ def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
             name=request.name,
             profile=profile,
             labels=labels,
-            annotations=dict(request.annotations),
+            annotations={**profile.annotations, **request.annotations},
             indexes=request.indexes,
             parallelism=min(profile.parallelism, request.indexes),
             retries=request.retries,

@@ -23,6 +23,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from ...errors import ConfigurationError
+from ...networks.bundle import first_mistake
 
 PLACES = ("neurokube-cluster.yaml", "~/.config/neurokube/cluster.yaml")
 """Where profiles are looked for, unless a file is named or NEUROKUBE_CLUSTER names one."""
@@ -154,21 +155,16 @@ def load_profile(name: str, file: str | None = None) -> Profile:
     path = _found(file)
     try:
         document = yaml.safe_load(path.read_text())
-        profiles = document["profiles"]
-        entry = profiles[name]
     except (OSError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path}: cannot be read ({str(error).splitlines()[0]}); correct the file") from None
-    except (KeyError, TypeError):
-        known = ", ".join(profiles) if isinstance(locals().get("profiles"), dict) else "none"
-        raise ConfigurationError(f"{path}: no profile '{name}' below 'profiles'; there are: {known}") from None
+    profiles = document.get("profiles") if isinstance(document, dict) else None
+    if not isinstance(profiles, dict) or name not in profiles:
+        known = ", ".join(profiles) if isinstance(profiles, dict) else "none"
+        raise ConfigurationError(f"{path}: no profile '{name}' below 'profiles'; there are: {known}")
     try:
-        profile = Profile.model_validate(entry)
+        profile = Profile.model_validate(profiles[name])
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(
-            f"{path}: profiles.{name}.{where}: {first['msg'].removeprefix('Value error, ')}"
-        ) from None
+        raise ConfigurationError(f"{path}: profiles.{name}.{first_mistake(error)}") from None
     if profile.template is not None:
         profile = profile.model_copy(update={"template": path.parent / profile.template})
     return profile
