@@ -73,8 +73,12 @@ def finish(run: Run, engine: Engine, *, stages: Container[str] | None = None, qu
                 message = _step(run, step, engine, bars, summary, asked)
                 if message:
                     failed[planned.name] = message
-                elif correcting and step.step is planned.steps[-1]:
-                    Corrections(run, planned, EditLog.read(run.store, planned.name)).finish()
+                elif step.step is planned.steps[-1]:
+                    if correcting:
+                        Corrections(run, planned, EditLog.read(run.store, planned.name)).finish()
+                    if not quiet and any(summary.computed.get(f"{planned.name}/{s.name}") for s in planned.steps):
+                        for finding in planned.stage.findings(planned.data()):
+                            console.print(f"{planned.name}: {finding}", markup=False)
     if failed:
         raise NeuroKubeError("; ".join(message for message in failed.values() if message))
     return summary

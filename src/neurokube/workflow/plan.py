@@ -153,8 +153,9 @@ def make_plan(
         sources[name] = (_input_source(name, volume, region), input_key(volume, region))
     _check_region(workflow, region)
     planned = []
+    stages = workflow.followed().stages
     for name in workflow.order():
-        stage = workflow.stages[name]
+        stage = stages[name]
         references = {role: _resolve(name, role, text, sources) for role, text in stage.references().items()}
         inputs = {role: source for role, (source, _) in references.items()}
         try:

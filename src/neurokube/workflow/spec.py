@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Self, get_args
 
 import yaml
 from pydantic import (
@@ -104,6 +104,25 @@ class Workflow(BaseModel):
         except CycleError as error:
             circle = " reads ".join(reversed(error.args[1]))
             raise ConfigurationError(f"stages: they read each other in a circle: {circle}; break it") from None
+
+    def followed(self) -> Self:
+        """Return the workflow whose stages took over what they take from those that read them.
+
+        Raises:
+            ConfigurationError: where these do not agree.
+        """
+        stages = {}
+        for name, stage in self.stages.items():
+            readers = [
+                reader
+                for reader in self.stages.values()
+                if name in {reference.partition(".")[0] for reference in reader.references().values()}
+            ]
+            try:
+                stages[name] = stage.following(readers)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"stages.{name}.{error}") from None
+        return self.model_copy(update={"stages": stages})
 
 
 def load_workflow(path: str) -> Workflow:
