@@ -87,7 +87,7 @@ class Lifted(Stage):
         lt=1,
         description="of the multicut by which contacts are beyond doubt [default: of the one that reads it]",
     )
-    margin: float = Field(1.0, ge=0, le=20, description="log-odds of a contact that are beyond doubt, at that bias")
+    margin: float = Field(1.5, ge=0, le=20, description="log-odds of a contact that are beyond doubt, at that bias")
     points: dict[ChannelName, tuple[tuple[float, ...], ...]] | None = Field(None, description="what planning found")
 
     def references(self) -> dict[str, str]:
