@@ -7,6 +7,7 @@ decided by the Job's own podFailurePolicy and backoffLimitPerIndex, read from it
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 from neurokube.engines.cluster import Refused
@@ -44,6 +45,7 @@ class Cluster:
     faults: list[Refused] = field(default_factory=list)
     waiting: Manifest | None = None
     event_list: list[Manifest] = field(default_factory=list)
+    lock: Any = field(default_factory=Lock)
     attempts: dict[tuple[str, int], int] = field(default_factory=dict)
     failures: dict[tuple[str, int], int] = field(default_factory=dict)
 
@@ -87,9 +89,11 @@ class Cluster:
     # the controllers
 
     def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        for job in list(self.held.values()):
-            self._reconcile(job)
+        # steps that are worked through at once each have a thread
+        with self.lock:
+            self.now += seconds
+            for job in list(self.held.values()):
+                self._reconcile(job)
 
     def _reconcile(self, job: Manifest) -> None:
         spec, status, name = job["spec"], job["status"], job["metadata"]["name"]

@@ -69,6 +69,8 @@ class Engine(ABC):
     """Runs batches somewhere.  Use it as a context; it is entered once a run."""
 
     workers: int = 1
+    overlaps: bool = False
+    """Whether `execute` may be called for several steps at once, from threads: where it only waits."""
 
     def batches(self, remaining: Sequence[int]) -> Iterator[Batch]:
         """Yield ranges that hold all the remaining blocks: ever smaller ones, so that workers end together.

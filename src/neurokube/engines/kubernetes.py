@@ -63,6 +63,8 @@ class _Fate:
 class Kubernetes(Engine):
     """Indexed Jobs in a namespace of a cluster, by a profile."""
 
+    overlaps = True
+
     def __init__(
         self,
         profile: Profile,
