@@ -372,6 +372,7 @@ def evaluate(
     from .blocks import parse_region
     from .errors import UsageError
     from .volumes import open_volume
+    from .workflow.status import check_finished
 
     if models is not None:
         _evaluate_models(models, prediction, output, permutations, as_json, quiet)
@@ -382,6 +383,9 @@ def evaluate(
         raise UsageError("--mask: a mask has neither splits nor merges; leave --mask, or all about them, out")
     box = parse_region(region) if region is not None else None
     volumes = [open_volume(url) for url in (prediction, truth) if url]
+    for volume, part in zip(volumes, (box, None), strict=False):
+        if remark := check_finished(volume, part):
+            print(f"note: {remark}", file=sys.stderr)
     # a run of a region is scored against the truth where it lies
     volumes = [volumes[0], *(volume.beneath(volumes[0].spec) for volume in volumes[1:])]
     if mask:

@@ -164,7 +164,7 @@ def checksum(fragments: Ids) -> tuple[int, int]:
     return len(fragments), zlib.crc32(np.ascontiguousarray(fragments, "<u8").data)
 
 
-def described(numbers: Iterable[int], most: int = 4) -> str:
-    """Return ids for a person to read, the first few of them."""
-    every = [str(number) for number in numbers]
+def described(names: Iterable[int | str], most: int = 4) -> str:
+    """Return ids or names for a person to read, the first few of them."""
+    every = [str(name) for name in names]
     return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
