@@ -363,7 +363,12 @@ def evaluate(
     ] = None,
     skeletonize: Annotated[bool, typer.Option("--skeletonize", help="score on skeletons of the truth too")] = False,
     skeleton_unit: Annotated[str, typer.Option(help="what positions in .swc are in: nm, um or voxels")] = "nm",
-    merge_nodes: Annotated[int, typer.Option(min=1, help="nodes from which on a skeleton is in a segment")] = 1,
+    merge_nodes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="nodes of each that make a segment a merger of skeletons [default: 1; with --skeletonize 10]"
+        ),
+    ] = None,
     region: Region = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
