@@ -145,6 +145,29 @@ def test_pairs_of_points_count_as_given(tmp_path):
     assert stage.priors["mine"].pairs == "pairs.csv"
 
 
+def test_pairs_that_part_nothing_are_told(tmp_path):
+    path = tmp_path / "pairs.csv"
+    outside = "40,80,80,99999,0,0,-1\n"
+    fragments, found, _ = graph()
+    read = {"graph": found, "fragments": fragments}
+    within = "40,80,80,1000,1400,1400,-7.5\n40,80,80,40,80,80,-1\n40,80,80,80,80,80,-1\n"
+    path.write_text("z1,y1,x1,z2,y2,x2,cost\n" + within + outside)
+    stage = Lifted(priors={"mine": {"pairs": str(path)}}).settle({}, None)
+    assert stage.remarks(read) == ["mine: of 4 pairs of points 1 has an end outside of the volume, and is left out"]
+    _, data = computed(stage, read)
+    rows = data.table("points-mine", 0)
+    # as under a mask
+    rows[rows[:, 0] == 2, 2] = 0
+    data.put("points-mine", 0, rows)
+    assert stage.findings(read, data) == [
+        "mine: of 3 pairs of points are left out: 1 with both ends in one fragment, 1 with an end in no fragment"
+    ]
+    path.write_text("z1,y1,x1,z2,y2,x2,cost\n" + outside * 2)
+    message = r"priors\.mine\.pairs: no pair of pairs\.csv lies in the volume, which reaches from 0, 0, 0 to 1280, 2048"
+    with pytest.raises(ConfigurationError, match=message):
+        Lifted(priors={"mine": {"pairs": str(path)}}).settle({}, None).steps(read)
+
+
 def sources(**others):
     fragments, found, _ = graph()
     return {"graph": found, "fragments": fragments} | others

@@ -276,6 +276,10 @@ class Stage(BaseModel):
         """Return what a user should know before the stage runs."""
         return []
 
+    def findings(self, sources: Mapping[str, Source], data: "Data") -> list[str]:
+        """Return what a user should know of what came out, once the stage has run."""
+        return []
+
     def beside(self, own: Source) -> dict[str, Source]:
         """Return what the steps read that no step writes, by role: tables of which any cell may be missing."""
         return {}

@@ -13,8 +13,9 @@ from rich.progress import Progress
 from ..engines.base import Engine
 from ..errors import Drained, NeuroKubeError
 from ..progress import console, progress
+from ..words import described
 from .corrections import Corrections
-from .edits import EditLog, described
+from .edits import EditLog
 from .plan import PlannedStage, PlannedStep
 from .run import Run
 from .worker import work
@@ -73,8 +74,10 @@ def finish(run: Run, engine: Engine, *, stages: Container[str] | None = None, qu
                 message = _step(run, step, engine, bars, summary, asked)
                 if message:
                     failed[planned.name] = message
-                elif correcting and step.step is planned.steps[-1]:
-                    Corrections(run, planned, EditLog.read(run.store, planned.name)).finish()
+                elif step.step is planned.steps[-1]:
+                    if correcting:
+                        Corrections(run, planned, EditLog.read(run.store, planned.name)).finish()
+                    _tell(planned, summary)
     if failed:
         raise NeuroKubeError("; ".join(message for message in failed.values() if message))
     return summary
@@ -90,6 +93,13 @@ def _correct(run: Run, planned: PlannedStage, bars: Progress) -> None:
             f"[yellow]{planned.name}: edits {described(away)} were made on other fragments and are left out; they are "
             f"kept in {planned.name}.edits, and count again once '{planned.sources['fragments'].name}' is as it was[/]"
         )
+
+
+def _tell(planned: PlannedStage, summary: Summary) -> None:
+    """Say what a user should know of what a stage has just made."""
+    if any(count for name, count in summary.computed.items() if name.startswith(f"{planned.name}/")):
+        for finding in planned.stage.findings(planned.sources, planned.data()):
+            console.print(f"[yellow]{planned.name}: {finding}[/]")
 
 
 def _step(run: Run, step: PlannedStep, engine: Engine, bars: Progress, summary: Summary, asked: threading.Event) -> str:

@@ -10,8 +10,8 @@ from rich.table import Column, Table
 from ..blocks import Blocks, Box
 from ..errors import ConfigurationError, DataError
 from ..volumes import Store, Volume
+from ..words import described
 from .driver import Summary
-from .edits import described
 from .ledger import Record
 from .plan import Plan, PlannedStep, output_bytes
 from .run import Run
