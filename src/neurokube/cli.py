@@ -638,6 +638,8 @@ def _planned(workflow: str, region: str | None) -> Any:
         planned = Run.planned(loaded, box)
     except (ConfigurationError, DataError) as error:
         raise type(error)(f"{workflow}: {error}") from None
+    for name, chosen in planned.plan.chosen.items():
+        print(f"{name}: {chosen}", file=sys.stderr)
     for remark in planned.plan.remarks:
         print(f"note: {remark}", file=sys.stderr)
     return planned

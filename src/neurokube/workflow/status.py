@@ -62,7 +62,15 @@ def read_status(run: Run) -> dict[str, Any]:
     done = sum(step["done"] for step in steps.values())
     total = sum(step["blocks"] for step in steps.values())
     state = "done" if done == total else "failed" if quarantined else "unfinished"
-    return {"run": run.url, "state": state, "done": done, "blocks": total, "steps": steps, "quarantined": quarantined}
+    return {
+        "run": run.url,
+        "state": state,
+        "done": done,
+        "blocks": total,
+        "chosen": run.plan.chosen,
+        "steps": steps,
+        "quarantined": quarantined,
+    }
 
 
 def check_finished(volume: Volume, region: Box | None = None) -> str:
@@ -129,6 +137,8 @@ def print_status(state: dict[str, Any]) -> None:
     console = Console()
     console.print(f"{state['run']}: {state['state']}, {state['done']} of {state['blocks']} blocks", highlight=False)
     console.print(table)
+    for name, chosen in state["chosen"].items():
+        print(f"{name}: {chosen}")
     for note in state["quarantined"]:
         error = note["error"].splitlines()[0]
         console.print(
