@@ -363,7 +363,12 @@ def evaluate(
     ] = None,
     skeletonize: Annotated[bool, typer.Option("--skeletonize", help="score on skeletons of the truth too")] = False,
     skeleton_unit: Annotated[str, typer.Option(help="what positions in .swc are in: nm, um or voxels")] = "nm",
-    merge_nodes: Annotated[int, typer.Option(min=1, help="nodes from which on a skeleton is in a segment")] = 1,
+    merge_nodes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="nodes of each that make a segment a merger of skeletons [default: 1; with --skeletonize 10]"
+        ),
+    ] = None,
     region: Region = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -372,6 +377,7 @@ def evaluate(
     from .blocks import parse_region
     from .errors import UsageError
     from .volumes import open_volume
+    from .workflow.status import check_finished
 
     if models is not None:
         _evaluate_models(models, prediction, output, permutations, as_json, quiet)
@@ -382,6 +388,9 @@ def evaluate(
         raise UsageError("--mask: a mask has neither splits nor merges; leave --mask, or all about them, out")
     box = parse_region(region) if region is not None else None
     volumes = [open_volume(url) for url in (prediction, truth) if url]
+    for volume, part in zip(volumes, (box, None), strict=False):
+        if remark := check_finished(volume, part):
+            print(f"note: {remark}", file=sys.stderr)
     # a run of a region is scored against the truth where it lies
     volumes = [volumes[0], *(volume.beneath(volumes[0].spec) for volume in volumes[1:])]
     if mask:
@@ -629,6 +638,8 @@ def _planned(workflow: str, region: str | None) -> Any:
         planned = Run.planned(loaded, box)
     except (ConfigurationError, DataError) as error:
         raise type(error)(f"{workflow}: {error}") from None
+    for name, chosen in planned.plan.chosen.items():
+        print(f"{name}: {chosen}", file=sys.stderr)
     for remark in planned.plan.remarks:
         print(f"note: {remark}", file=sys.stderr)
     return planned

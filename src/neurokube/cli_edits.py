@@ -136,7 +136,7 @@ def _editor(context: typer.Context, stage: str | None, author: str | None, worke
 
 def _tell(editor: Any, made: list[Any], as_json: bool, remarks: tuple[str, ...] = ()) -> None:
     """Say what was done, what was written, and what is to be run."""
-    from .workflow.edits import described
+    from .words import described
 
     blocks = {name: count for name, count in editor.summary.computed.items() if count}
     if as_json:

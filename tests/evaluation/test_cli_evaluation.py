@@ -18,7 +18,7 @@ import pytest
 
 from neurokube.blocks import Box
 from neurokube.cli import main
-from neurokube.volumes import VolumeSpec, create
+from neurokube.volumes import VolumeSpec, create, open_volume
 
 SHAPE = (12, 48, 64)
 SIZE = (40.0, 8.0, 8.0)
@@ -129,6 +129,22 @@ def test_skeletons_can_be_made_of_the_truth(call: Call) -> None:
     values = json.loads(call("truth.zarr", "truth.zarr", "--skeletonize", "--json")[1])
     assert (values["skeletons"]["nerl"], values["skeletons"]["skeletons"]) == (1, 3)
     assert values["mistakes"] == []
+
+
+def test_a_node_of_a_made_skeleton_across_a_border_merges_nothing(call: Call, folder: Path) -> None:
+    truth = open_volume(str(folder / "truth.zarr"))
+    # an end of the first body's skeleton, and no more, goes to its neighbour
+    labels = np.where(truth.read(truth.spec.box) == 30, 30, 20).astype(np.uint64)
+    labels[:, :16, :62] = BIG
+    create(str(folder / "wobbly.zarr"), truth.spec).write(truth.spec.box, labels)
+    arguments = ("wobbly.zarr", "truth.zarr", "--skeletonize")
+    usual, strict = (
+        json.loads(call(*arguments, "--json", *more)[1])["skeletons"] for more in ([], ["--merge-nodes", "1"])
+    )
+    assert (usual["merge_nodes"], usual["mergers"], strict["merge_nodes"], strict["mergers"]) == (10, 0, 1, 1)
+    assert usual["nerl"] > strict["nerl"]
+    assert "segments that merge skeletons, by 10 nodes of each" in call(*arguments)[1]
+    assert "segments that merge skeletons, by 1 node of each" in call("prediction.zarr", "--skeletons", "traced")[1]
 
 
 def test_the_report_is_one_page_with_two_pictures_of_each_mistake(call: Call, folder: Path) -> None:

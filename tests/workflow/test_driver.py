@@ -11,7 +11,13 @@ from neurokube.workflow import Run, execute, load_workflow
 
 STAGES = {
     "one": {"stage": "synthesis", "shape": [8, 32, 32], "tile": [8, 32, 32], "write": ["boundaries"]},
-    "other": {"stage": "synthesis", "shape": [8, 32, 32], "tile": [8, 32, 32], "write": ["boundaries"], "tissue": {"seed": 1}},
+    "other": {
+        "stage": "synthesis",
+        "shape": [8, 32, 32],
+        "tile": [8, 32, 32],
+        "write": ["boundaries"],
+        "tissue": {"seed": 1},
+    },
     "fragments": {"boundaries": "one.boundaries", "tile": [8, 32, 32]},
     "graph": {"boundaries": "one.boundaries"},
 }

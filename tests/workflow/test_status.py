@@ -25,8 +25,7 @@ def test_plan_shows_all_of_a_name(capsys):
 
 def test_status_shows_all_of_a_name(capsys):
     step = {"done": 1, "blocks": 1, "seconds": 1.0, "bytes": 10, "peak_memory": 10}
-    print_status(
-        {"run": "r", "state": "done", "done": 2, "blocks": 2, "steps": dict.fromkeys(NAMES, step), "quarantined": []}
-    )
+    state = {"run": "r", "state": "done", "done": 2, "blocks": 2, "chosen": {}, "quarantined": []}
+    print_status(state | {"steps": dict.fromkeys(NAMES, step)})
     shown = in_one_piece(capsys.readouterr().out)
     assert all(name in shown for name in NAMES)

@@ -18,7 +18,8 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, Self
 
-from ..errors import NeuroKubeError
+from ..errors import NeuroKubeError, TryAgainError, surroundings
+from ..progress import log
 from .base import Batch, Engine, Outcome, Report, Work
 from .lifeline import leave_with, lives
 
@@ -45,6 +46,25 @@ class Local(Engine):
         return self
 
     def _start(self) -> None:
+        """Start Parsl and its workers, once more where they do not come up in time.
+
+        Raises:
+            TryAgainError: where they do not then either.
+        """
+        try:
+            self._kernel = self._started()
+        except Exception:  # Parsl raises nothing narrower
+            log.debug("Parsl did not start", exc_info=True)
+            try:
+                self._kernel = self._started()
+            except Exception as error:
+                raise surroundings(error, self._folder.name) or TryAgainError(
+                    f"the worker processes did not start, twice ({error}): the machine was asleep or is very busy; "
+                    "nothing that was recorded is lost, run again, perhaps with fewer --workers"
+                ) from None
+        self._stirred, self._patience = time.monotonic(), _STARTING
+
+    def _started(self) -> Any:
         from parsl import Config, DataFlowKernel, HighThroughputExecutor
         from parsl.providers import LocalProvider
 
@@ -84,14 +104,18 @@ class Local(Engine):
         # Ctrl-C is for us alone: what is started while it is blocked never sees it, and we see it afterwards
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self._kernel = DataFlowKernel(config)
+            return DataFlowKernel(config)
+        except Exception:
+            if executor.interchange_proc is not None:
+                executor.interchange_proc.kill()
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._stirred, self._patience = time.monotonic(), _STARTING
 
     def _start_anew(self) -> None:
         # what was started before may never answer; it leaves with us at the latest
         Thread(target=self._kernel.cleanup, daemon=True).start()
+        self._kernel = None
         self._start()
 
     def __exit__(
@@ -99,7 +123,8 @@ class Local(Engine):
     ) -> None:
         """End the workers."""
         self._stop.touch()
-        self._kernel.cleanup()
+        if self._kernel is not None:
+            self._kernel.cleanup()
         self._folder.cleanup()
 
     def _stalled(self, *, moved: bool) -> bool:

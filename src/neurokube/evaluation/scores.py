@@ -43,12 +43,16 @@ def run_length_rows(lengths: RunLengths) -> list[Row]:
         ("NERL, their quotient", f"{lengths.nerl:.3f}"),
         ("edges split, merged, omitted", f"{lengths.split:,}, {lengths.merged:,}, {lengths.omitted:,}"),
         ("edges", f"{lengths.edges:,}"),
-        ("segments that merge skeletons", f"{lengths.mergers:,}"),
+        (f"segments that merge skeletons, by {_nodes(lengths.merge_nodes)} of each", f"{lengths.mergers:,}"),
         ("skeletons, their length (um)", f"{lengths.skeletons:,}, {lengths.length / 1e3:,.1f}"),
     ]
     if lengths.left_out:
         rows.append(("nodes left out, outside", f"{lengths.left_out:,}"))
     return rows
+
+
+def _nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count:,} nodes"
 
 
 def _agreement_rows(scores: Agreement) -> list[Row]:

@@ -284,8 +284,12 @@ class Stage(BaseModel):
         """Return what a user should know before the stage runs."""
         return []
 
-    def findings(self, data: "Data") -> list[str]:
-        """Return what a user should know once the stage is done."""
+    def chosen(self) -> str:
+        """Return what planning chose for this machine, in words; "" where there was nothing to choose."""
+        return ""
+
+    def findings(self, sources: Mapping[str, Source], data: "Data") -> list[str]:
+        """Return what a user should know of what came out, once the stage has run."""
         return []
 
     def beside(self, own: Source) -> dict[str, Source]:

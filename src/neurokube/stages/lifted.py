@@ -26,7 +26,7 @@ with domain knowledge: Pape et al., Frontiers in Computer Science 13, 2019.)
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -40,6 +40,7 @@ from ..blocks import Blocks, Box, Grid
 from ..errors import ConfigurationError
 from ..volumes import VolumeSpec
 from ..volumes.store import placed
+from ..words import counted
 from .base import SINGLE, Block, Data, FileOutput, Source, Stage, Step, TableOutput, Target, over_cells, same_grid
 from .costs import edge_costs, exact
 from .fragments import first_id
@@ -143,6 +144,49 @@ class Lifted(Stage):
         }
         return self.model_copy(update={"points": points or None, "priors": named})
 
+    def remarks(self, sources: Mapping[str, Source]) -> list[str]:
+        """Say which pairs of points lie outside of the volume."""
+        found = []
+        for name in self.points or {}:
+            within = self.within(name, sources["fragments"].spec)
+            if outside := int(np.count_nonzero(~within)):
+                found.append(
+                    f"{name}: of {counted(len(within), 'pair')} of points {outside:,} "
+                    f"{'has' if outside == 1 else 'have'} an end outside of the volume, and "
+                    f"{'is' if outside == 1 else 'are'} left out"
+                )
+        return found
+
+    def findings(self, sources: Mapping[str, Source], data: Data) -> list[str]:
+        """Say what each prior is worth, and which pairs of points part nothing."""
+        spec = sources["fragments"].spec
+        tiles = _Tiles(self, graph_grid(sources), spec)
+        worth: dict[str, Any] = json.loads(data.file("priors.json"))
+        found = [f"{name}: {self._worth(self.priors[name], each)}" for name, each in worth.items()]
+        for name in self.points or {}:
+            ends = tiles.ends(name, data)[self.within(name, spec)]
+            none = (ends == 0).any(1)
+            same = (ends[:, 0] == ends[:, 1]) & ~none
+            reasons = {"with both ends in one fragment": int(same.sum()), "with an end in no fragment": int(none.sum())}
+            if said := [f"{count:,} {reason}" for reason, count in reasons.items() if count]:
+                found.append(f"{name}: of {counted(len(ends), 'pair')} of points are left out: {', '.join(said)}")
+        return found
+
+    def lines(self, name: str) -> NDArray[np.float64]:
+        """Return the pairs of a prior, (n, 7), see `read_pairs`."""
+        assert self.points is not None
+        return np.array(self.points[name], np.float64).reshape(-1, 7)
+
+    def places(self, name: str, spec: VolumeSpec) -> NDArray[np.int64]:
+        """Return the voxels of both ends of each pair of a prior, (n, 2, 3)."""
+        ends = self.lines(name)[:, :6].reshape(-1, 2, 3)
+        return np.rint((ends - spec.offset) / spec.voxel_size).astype(np.int64)
+
+    def within(self, name: str, spec: VolumeSpec) -> NDArray[np.bool_]:
+        """Return which pairs of a prior lie in the volume with both ends, (n,)."""
+        places = self.places(name, spec)
+        return np.asarray(((places >= 0) & (places < spec.shape)).all((1, 2)))
+
     def steps(self, sources: Mapping[str, Source]) -> list[Step]:
         """Plan what fragments hold, what is far apart, and the pairs of tiles."""
         grid, spec = graph_grid(sources), sources["fragments"].spec
@@ -169,11 +213,6 @@ class Lifted(Stage):
         """Return costs and weights of contacts by their boundary alone."""
         assert self.bias is not None
         return edge_costs(stats, bias=self.bias, size_weight=0.8)
-
-    def findings(self, data: Data) -> list[str]:
-        """Return what each prior is worth, a line each."""
-        found: dict[str, Any] = json.loads(data.file("priors.json"))
-        return [f"{name}: {self._worth(self.priors[name], each)}" for name, each in found.items()]
 
     def _worth(self, prior: Prior, found: Mapping[str, Any]) -> str:
         given = "; 'trusted: true' counts it as given"
@@ -205,6 +244,16 @@ class Lifted(Stage):
             same_grid("fragments", spec, f"{name}.objects", source.spec)
         if prior.contacts is not None:
             sources["graph"].table(f"stats-{prior.contacts}")
+        if prior.pairs is not None and len(within := self.within(name, spec)) and not within.any():
+            end = np.add(spec.offset, np.multiply(spec.shape, spec.voxel_size))
+            raise ConfigurationError(
+                f"priors.{name}.pairs: no pair of {prior.pairs} lies in the volume, which reaches from "
+                f"{_text(spec.offset)} to {_text(end)} nm; give places in nm, z before y and x, or leave the prior out"
+            )
+
+
+def _text(place: Iterable[float]) -> str:
+    return ", ".join(f"{v:g}" for v in place)
 
 
 @dataclass(frozen=True)
@@ -244,10 +293,7 @@ class _Tiles:
         return np.concatenate([rows, middle], axis=1)
 
     def _points(self, name: str, ids: Ids, box: Box) -> NDArray[np.int64]:
-        assert self.stage.points is not None
-        rows = np.array(self.stage.points[name], np.float64).reshape(-1, 7)
-        ends = rows[:, :6].reshape(-1, 3)
-        places = np.rint((ends - self.spec.offset) / self.spec.voxel_size).astype(np.int64)
+        places = self.stage.places(name, self.spec).reshape(-1, 3)
         inside = np.flatnonzero(((places >= box.start) & (places < box.stop)).all(1))
         z, y, x = (places[inside] - box.start).T
         return np.stack([inside // 2, inside % 2, ids[z, y, x].astype(np.int64)], axis=1)
@@ -302,22 +348,21 @@ class _Tiles:
                 pairs.append(apart(np.concatenate(rows), prior.within))
                 costs.append(np.full(len(pairs[-1]), -prior.repel))
             elif prior.pairs is not None:
-                found, cost = self._paired(name, data)
-                pairs.append(found)
-                costs.append(cost)
+                ends = self.ends(name, data)
+                # a pair with an end in no fragment, and one within a fragment, part nothing
+                both = (ends > 0).all(1) & (ends[:, 0] != ends[:, 1])
+                pairs.append(ends[both])
+                costs.append(self.stage.lines(name)[both, 6])
         together, cost = summed(np.concatenate(pairs), exact(np.concatenate(costs)))
         data.put("far", 0, together)
         data.put("far-costs", 0, cost)
 
-    def _paired(self, name: str, data: Data) -> tuple[Ids, Costs]:
-        """Return the fragments that pairs of points lie in; a pair of which an end lies in none is left out."""
-        assert self.stage.points is not None
-        lines = np.array(self.stage.points[name], np.float64).reshape(-1, 7)
-        ends = np.zeros((len(lines), 2), np.uint64)
+    def ends(self, name: str, data: Data) -> Ids:
+        """Return the fragments that pairs of points lie in, (n, 2), 0 for none."""
+        ends = np.zeros((len(self.stage.lines(name)), 2), np.uint64)
         for rows in data.tables(self.table(name), range(len(self.grid))):
             ends[rows[:, 0], rows[:, 1]] = rows[:, 2]
-        both = (ends > 0).all(1) & (ends[:, 0] != ends[:, 1])
-        return ends[both], lines[both, 6]
+        return ends
 
     def odds(self, name: str, data: Data) -> Costs:
         """Return the log-odds that what meets is two cells, as they were found; 1 either way where they are given."""

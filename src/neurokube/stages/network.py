@@ -26,6 +26,7 @@ from ..networks.proposal import fits
 from ..volumes import VolumeSpec
 from ..volumes.store import placed
 from ..volumes.volume import nanometres
+from ..words import counted
 from .base import (
     SINGLE,
     Block,
@@ -172,6 +173,16 @@ class NetworkStage(TiledStage):
             halo=halo,
             software=software(backend),
             peak=int(peak),
+        )
+
+    def chosen(self) -> str:
+        """Say which windows and numbers were found to suit this machine: on another, or a busy one, others are."""
+        if self.settled is None:
+            return ""
+        n = self.settled.numerics
+        return (
+            f"windows of {' x '.join(map(str, n.window))}, {n.batch} at a time, {n.dtype} by {n.backend}, "
+            f"{counted(n.threads, 'thread')} a worker"
         )
 
     def check_worker(self) -> None:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..progress import progress
 from ..volumes.annotations.assignments import Assignment, without
+from ..words import described
 from .editor import Editor
-from .edits import Edit, Ids, described
+from .edits import Edit, Ids
 
 
 def import_assignment(

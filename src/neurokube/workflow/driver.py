@@ -14,8 +14,9 @@ from rich.progress import Progress
 from ..engines.base import Engine
 from ..errors import Drained, NeuroKubeError
 from ..progress import console, progress
+from ..words import described
 from .corrections import Corrections
-from .edits import EditLog, described
+from .edits import EditLog
 from .plan import PlannedStage, PlannedStep
 from .run import Run
 from .worker import work
@@ -136,9 +137,8 @@ class _Driver:
                 return message
         if editing:
             Corrections(self.run, planned, EditLog.read(self.run.store, planned.name)).finish()
-        if not self.quiet and any(self.summary.computed.get(f"{planned.name}/{s.name}") for s in planned.steps):
-            for finding in planned.stage.findings(planned.data()):
-                console.print(f"{planned.name}: {finding}", markup=False)
+        if not self.quiet:
+            _tell(planned, self.summary)
         return None
 
 
@@ -152,6 +152,13 @@ def _correct(run: Run, planned: PlannedStage, bars: Progress) -> None:
             f"[yellow]{planned.name}: edits {described(away)} were made on other fragments and are left out; they are "
             f"kept in {planned.name}.edits, and count again once '{planned.sources['fragments'].name}' is as it was[/]"
         )
+
+
+def _tell(planned: PlannedStage, summary: Summary) -> None:
+    """Say what a user should know of what a stage has just made."""
+    if any(count for name, count in summary.computed.items() if name.startswith(f"{planned.name}/")):
+        for finding in planned.stage.findings(planned.sources, planned.data()):
+            console.print(f"[yellow]{planned.name}: {finding}[/]")
 
 
 def _step(run: Run, step: PlannedStep, engine: Engine, bars: Progress, summary: Summary, asked: threading.Event) -> str:

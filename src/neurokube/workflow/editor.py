@@ -24,9 +24,10 @@ from ..engines.base import Engine, InProcess
 from ..errors import ConfigurationError, UsageError
 from ..progress import progress
 from ..volumes.volume import Nanometres
+from ..words import described
 from .corrections import Corrections, Members
 from .driver import Summary, finish
-from .edits import Edit, EditLog, checksum, described, now
+from .edits import Edit, EditLog, checksum, now
 from .plan import PlannedStage
 from .run import Run
 

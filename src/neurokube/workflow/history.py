@@ -5,8 +5,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..words import described
 from .editor import editable_stage
-from .edits import EditLog, described
+from .edits import EditLog
 from .run import Run
 
 

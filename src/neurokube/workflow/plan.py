@@ -107,6 +107,11 @@ class Plan:
         """What a user should know before it runs."""
         return [f"{s.name}: {remark}" for s in self.stages for remark in s.stage.remarks(s.sources)]
 
+    @property
+    def chosen(self) -> dict[str, str]:
+        """What planning chose for this machine, by stage."""
+        return {s.name: chosen for s in self.stages if (chosen := s.stage.chosen())}
+
     def stage(self, name: str) -> PlannedStage:
         """Return a stage by its name."""
         return next(planned for planned in self.stages if planned.name == name)

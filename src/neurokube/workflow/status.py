@@ -1,12 +1,16 @@
 """How far a run is, and what a plan comes to, for people and for programs."""
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from ..blocks import Blocks
+from ..blocks import Blocks, Box
+from ..errors import ConfigurationError, DataError
+from ..volumes import Store, Volume
+from ..words import described
 from .driver import Summary
 from .ledger import Record
 from .plan import Plan, PlannedStep, output_bytes
@@ -58,7 +62,47 @@ def read_status(run: Run) -> dict[str, Any]:
     done = sum(step["done"] for step in steps.values())
     total = sum(step["blocks"] for step in steps.values())
     state = "done" if done == total else "failed" if quarantined else "unfinished"
-    return {"run": run.url, "state": state, "done": done, "blocks": total, "steps": steps, "quarantined": quarantined}
+    return {
+        "run": run.url,
+        "state": state,
+        "done": done,
+        "blocks": total,
+        "chosen": run.plan.chosen,
+        "steps": steps,
+        "quarantined": quarantined,
+    }
+
+
+def check_finished(volume: Volume, region: Box | None = None) -> str:
+    """Check that a volume, if a run writes it, is all there, at least within a region; return a remark, or "".
+
+    Raises:
+        DataError: where blocks are missing; names the step, and the remedy.
+    """
+    place = volume.url if "://" in volume.url else str(Path(volume.url).expanduser().resolve())
+    # a run leaves a key in what it writes; elsewhere there is nothing to look for, and perhaps no leave to look
+    parts = place.rstrip("/").rsplit("/", 2)
+    if "key" not in volume.attributes or len(parts) < 3 or Store(parts[0]).read("run.json") is None:
+        return ""
+    folder, stage, output = parts
+    try:
+        run = Run.open(folder)
+    except (ConfigurationError, DataError) as error:
+        # its image or a model may be gone, or another version wrote it: what lies there can be scored all the same
+        return f"{volume.url}: cannot be checked for missing blocks ({error})"
+    before = []
+    for step in run.plan.steps.values():
+        left = run.ledger(step).remaining()
+        before += [step.name] if left else []
+        if step.planned.name == stage and any(t.output.name == output and t.level == 0 for t in step.step.targets):
+            boxes = [step.blocks.box(block) for block in left]
+            if missing := sum(region is None or box.clip(region).size > 0 for box in boxes):
+                raise DataError(
+                    f"{volume.url}: {missing} of {len(step.blocks)} blocks are missing; not finished yet: "
+                    f"{described(before)}; go on with 'neurokube run WORKFLOW', "
+                    f"'neurokube status {shlex.quote(folder)}' tells what failed"
+                )
+    return ""
 
 
 def distinct(run: Run, step: PlannedStep) -> list[Record]:
@@ -93,6 +137,8 @@ def print_status(state: dict[str, Any]) -> None:
     console = Console()
     console.print(f"{state['run']}: {state['state']}, {state['done']} of {state['blocks']} blocks", highlight=False)
     console.print(table)
+    for name, chosen in state["chosen"].items():
+        print(f"{name}: {chosen}")
     for note in state["quarantined"]:
         error = note["error"].splitlines()[0]
         console.print(
