@@ -179,7 +179,7 @@ class RealApi:
         except (HTTPError, OSError) as error:
             host = self._client.configuration.host
             raise Refused(0, f"{host} does not answer ({type(error).__name__})") from None
-        return bytes(answer[0].data)
+        return bytes(answer.data)
 
 
 def _message(error: Any) -> str:
