@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from math import isqrt
 from types import TracebackType
@@ -101,6 +101,14 @@ class Engine(ABC):
     @abstractmethod
     def drain(self) -> None:
         """Ask to stop soon; may be called from a signal handler."""
+
+    def hold(self, run_url: str) -> AbstractContextManager[object]:
+        """Hold a run against drivers on other machines, where the engine can; it was entered.
+
+        Raises:
+            TryAgainError: where another driver has it.
+        """
+        return nullcontext()
 
     def __enter__(self) -> Self:
         return self

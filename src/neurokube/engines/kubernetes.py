@@ -11,12 +11,13 @@ looks at Jobs by listing them again and again, never by a watch that could end. 
     ended otherwise                            again, in a new Job, in halves: a block that kills its pod is found
 """
 
-import hashlib
 import json
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -24,18 +25,21 @@ from uuid import uuid4
 
 import yaml
 
-from ..errors import ConfigurationError, NeuroKubeError
+from ..errors import ConfigurationError, NeuroKubeError, TryAgainError
 from ..volumes import Store
 from .base import Batch, Engine, Outcome, Report, Work
-from .cluster import Api, Profile, RealApi, Refused, Request, Resources, job_manifest
+from .cluster import Api, Lease, Profile, RealApi, Refused, Request, Resources, job_manifest
 from .cluster.api import VERBS, Manifest
+from .cluster.manifest import ADDRESS, RUN, STAGE, STEP, run_label
 
-RUN, STAGE, STEP = (f"neurokube.io/{name}" for name in ("run", "stage", "step"))
-"""Labels of Jobs and pods."""
+_INTERVAL, _LOOK = 5.0, 30.0
+"""Seconds between looks at a Job, and at its pods."""
 
-_INTERVAL = 5.0
 _STUCK = 60.0
 """Seconds after which what holds up every pod ends the run."""
+
+_LOGS, _LINES = 20, 500
+"""Logs of failed indexes that are kept of a Job, and their last lines."""
 
 _HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
 
@@ -65,6 +69,8 @@ class Kubernetes(Engine):
 
     overlaps = True
 
+    lease: Lease | None = None
+
     def __init__(
         self,
         profile: Profile,
@@ -80,6 +86,8 @@ class Kubernetes(Engine):
         self._api: Any = None
         self._interval, self._clock, self._sleep = interval, clock, sleep
         self._stop = False
+        # a driver in the cluster that has to go leaves its Jobs at work for the next
+        self._hands_over = "NEUROKUBE_DRIVER" in os.environ
 
     def __enter__(self) -> Self:
         """Connect, and check what the user may do.
@@ -99,6 +107,23 @@ class Kubernetes(Engine):
                 f"namespace '{self.profile.namespace}': you may not {', '.join(lacking)}; ask for a Role that lets you"
             )
         return self
+
+    @contextmanager
+    def hold(self, run_url: str) -> Iterator[None]:
+        """Hold a Lease on the run, and note on which cluster it is at work.
+
+        Raises:
+            TryAgainError: where another driver has it.
+        """
+        run = run_label(run_url)
+        try:
+            with Lease(self._api, f"nk-{run}", {RUN: run}, sleep=self._sleep) as self.lease:
+                Store(run_url).write_json("cluster.json", self.profile.model_dump(mode="json", exclude_unset=True))
+                yield
+        except Refused as refused:
+            raise TryAgainError(f"{refused}; run again to go on") from None
+        finally:
+            self.lease = None
 
     def batches(self, remaining: Sequence[int]) -> Iterator[Batch]:
         """Yield as many nearly equal batches as a Job may have indexes, that hold all the remaining blocks."""
@@ -134,7 +159,13 @@ class Kubernetes(Engine):
         except Refused as refused:
             raise NeuroKubeError(f"{step_name}: {refused}; what is recorded is kept, run again to go on") from None
         finally:
-            job.clean_up()
+            if not self.leaves:
+                job.clean_up()
+
+    @property
+    def leaves(self) -> bool:
+        """Whether Jobs are to be left as they are: for the next driver, or because another has the run."""
+        return (self._stop and self._hands_over) or (self.lease is not None and self.lease.lost())
 
 
 def batch_of(run_url: str, step: str, job: str) -> Batch:
@@ -158,8 +189,7 @@ class _StepJobs:
         self.stage, _, name = step.partition("/")
         self.store = Store(run_url)
         self.profile = engine.profile.of(self.stage)
-        run = hashlib.sha256(run_url.encode()).hexdigest()[:12]
-        self.labels = {RUN: run, STAGE: _label(self.stage), STEP: _label(name)}
+        self.labels = {RUN: run_label(run_url), STAGE: _label(self.stage), STEP: _label(name)}
         self.selector = ",".join(f"{k}={v}" for k, v in self.labels.items())
 
     # what a step needs, as found out before
@@ -180,7 +210,7 @@ class _StepJobs:
         """Create a Job, unless it is there, and follow it to its end; note how indexes failed."""
         name, batches = current.name or self._created(current), current.batches
         told: set[int] = set()
-        moved = self.engine._clock()
+        moved = looked = self.engine._clock()
         while True:
             job = self.api.job(name)
             if job is None:
@@ -194,9 +224,15 @@ class _StepJobs:
             ended = _end(job)
             if ended is not None:
                 break
+            if self.engine.lease is not None and self.engine.lease.lost():
+                raise TryAgainError(f"{self.step}: cancelled, or taken over by another driver")
             if self.engine._stop:
-                self.api.delete_job(name)
+                if not self.engine.leaves:
+                    self.api.delete_job(name)
                 return
+            if self.engine._clock() - looked >= _LOOK:
+                looked = self.engine._clock()
+                self._adapt(name, job, self.api.pods(_pods_of(name)))
             if status.get("ready") or told or status.get("failed"):
                 moved = self.engine._clock()
             elif self.engine._clock() - moved > _STUCK and (why := self._hopeless(name)):
@@ -204,15 +240,38 @@ class _StepJobs:
             yield None
             self.engine._sleep(self.engine._interval)
         left = [index for index in range(len(batches)) if index not in told]
+        pods = self.api.pods(_pods_of(name))
+        self._tally("disrupted", sum(map(_disruptions, _last(pods).values())))
         if left:
-            fates += self._fates(name, batches, left, ended)
+            fates += self._fates(name, batches, left, ended, pods)
         self.api.delete_job(name)
+
+    def _adapt(self, name: str, job: Manifest, pods: Sequence[Manifest]) -> None:
+        """Ask for as many pods as the cluster has room for, and a few that wait, so that it may grow."""
+        if self.profile.queue and not self.profile.queue_elastic:
+            return
+        now, status = job["spec"]["parallelism"], job.get("status", {})
+        left = job["spec"]["completions"] - status.get("succeeded", 0) - len(_indexes(status.get("failedIndexes", "")))
+        there = sum(pod["status"].get("phase") == "Running" for pod in pods)
+        wanted = there + max(1, there // 4) if any(map(unschedulable, pods)) else 2 * now
+        wanted = max(1, min(max(wanted, self.profile.least), self.profile.parallelism, left))
+        if wanted != now:
+            self.api.patch_job(name, {"spec": {"parallelism": wanted}})
+
+    def _tally(self, what: str, count: int) -> None:
+        """Add to what befell the pods of this step, in all its Jobs."""
+        if count:
+            key = f"{self.stage}/jobs/{_label(self.step)}.tally.json"
+            told = self.store.read_json(key) or {}
+            self.store.write_json(key, told | {what: told.get(what, 0) + count})
 
     def again(
         self, current: _Round, fates: list[_Fate], attempts: int
     ) -> Generator[Outcome | None, None, list[_Round]]:
         """Yield what becomes of indexes that failed for good; return the rounds that the others get."""
         rounds: dict[tuple[Resources, int], list[Batch]] = {}
+        for cause, count in Counter(fate.cause for fate in fates).items():
+            self._tally(cause, count)
         for fate in fates:
             grown = self._grown(current.resources, fate.cause)
             if fate.cause == "blocks":
@@ -253,6 +312,8 @@ class _StepJobs:
         name = f"nk-{self.labels[RUN][:6]}-{_label(self.step)[:30].strip('-')}-{uuid4().hex[:6]}"
         manifest = self.manifest(name, len(current.batches), current.resources)
         told = {"step": self.step, "resources": current.resources.model_dump(), "deaths": current.deaths}
+        if self.engine.lease is not None:
+            self.engine.lease.check()
         self.store.write_json(f"{self.stage}/jobs/{name}.json", {**told, "batches": [*map(str, current.batches)]})
         try:
             self.api.create_job(manifest)
@@ -264,7 +325,7 @@ class _StepJobs:
 
     def manifest(self, name: str, indexes: int, resources: Resources) -> Manifest:
         """Return a Job of this step."""
-        annotations = {"neurokube.io/run-url": self.run_url}
+        annotations = {ADDRESS: self.run_url}
         request = Request(name, self.run_url, self.step, self.labels, annotations, indexes, resources)
         return job_manifest(self.profile, request)
 
@@ -275,16 +336,16 @@ class _StepJobs:
 
     # what went wrong
 
-    def _fates(self, name: str, batches: Sequence[Batch], left: list[int], ended: Manifest) -> list[_Fate]:
-        pods = self.api.pods(f"batch.kubernetes.io/job-name={name}")
+    def _fates(
+        self, name: str, batches: Sequence[Batch], left: list[int], ended: Manifest, pods: Sequence[Manifest]
+    ) -> list[_Fate]:
+        last = {index: pod for index, pod in _last(pods).items() if pod.get("status", {}).get("phase") == "Failed"}
+        for index in left[:_LOGS]:
+            if index in last and (log := self.api.log(last[index]["metadata"]["name"], _LINES)):
+                self.store.write(f"{self.stage}/jobs/{name}.{index}.log", log.encode())
         if ended.get("reason") == "PodFailurePolicy":
             told = [_said(_worker(pod)) for pod in pods if _worker(pod).get("exitCode") in (64, 78)]
             raise ConfigurationError(f"{self.step}: {told[0] if told else ended.get('message', 'its Job failed')}")
-        last: dict[int, Manifest] = {}
-        for pod in sorted(pods, key=lambda p: str(p["metadata"].get("creationTimestamp", ""))):
-            index = pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index")
-            if index is not None and pod.get("status", {}).get("phase") == "Failed":
-                last[int(index)] = pod
         return [self._fate(batches[index], last.get(index)) for index in left]
 
     def _fate(self, batch: Batch, pod: Manifest | None) -> _Fate:
@@ -302,7 +363,7 @@ class _StepJobs:
 
     def _hopeless(self, name: str) -> str:
         """Return why no pod of a Job will ever run, "" where one may."""
-        pods = self.api.pods(f"batch.kubernetes.io/job-name={name}")
+        pods = self.api.pods(_pods_of(name))
         for pod in pods:
             for container in pod.get("status", {}).get("containerStatuses", []):
                 waiting = container.get("state", {}).get("waiting") or {}
@@ -324,6 +385,34 @@ class _StepJobs:
                         f"no pod is admitted: {' '.join(event.get('message', '').split())[:300]}; correct the profile"
                     )
         return ""
+
+
+def _pods_of(job: str) -> str:
+    return f"batch.kubernetes.io/job-name={job}"
+
+
+def _last(pods: Iterable[Manifest]) -> dict[int, Manifest]:
+    """Return the last pod of each index."""
+    last: dict[int, Manifest] = {}
+    for pod in sorted(pods, key=lambda p: str(p["metadata"].get("creationTimestamp", ""))):
+        index = pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index")
+        if index is not None:
+            last[int(index)] = pod
+    return last
+
+
+def _disruptions(pod: Manifest) -> int:
+    """Return how many pods of its index were disrupted before, by what the Job controller noted."""
+    noted = pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-index-ignored-failure-count", "0")
+    return int(noted)
+
+
+def unschedulable(pod: Manifest) -> str:
+    """Return why a pod finds no node, "" where it has one or has not been looked at."""
+    for condition in pod.get("status", {}).get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
+            return str(condition.get("message", "")) or "no node has room"
+    return ""
 
 
 def _end(job: Manifest) -> Manifest | None:

@@ -50,7 +50,7 @@ def finish(run: Run, engine: Engine, *, stages: Container[str] | None = None, qu
 
     Of named stages it is taken for granted that no stored object was lost.
     """
-    with _draining(engine) as asked, engine:
+    with _draining(engine) as asked, engine, engine.hold(run.url):
         summary = Summary(dropped=run.prepare())
         for name in summary.dropped if stages is None else ():
             console.print(f"[yellow]{name}: its settings or inputs changed; it is computed anew[/]")

@@ -100,6 +100,7 @@ class StageProfile(_Model):
 
     resources: Resources | None = None
     parallelism: PositiveInt | None = Field(None, description="pods at a time, at the most")
+    least: PositiveInt | None = Field(None, description="pods that are asked for at a time, at the least")
     node_selector: dict[str, str] = {}
     tolerations: tuple[dict[str, Any], ...] = ()
     priority_class: str | None = None
@@ -119,6 +120,9 @@ class Profile(_Model):
     gpu_resource: str = Field("nvidia.com/gpu", description="what the cluster calls a GPU")
     indexes: PositiveInt = Field(512, description="indexes of a step's Job, at the most; an index is a batch of blocks")
     parallelism: PositiveInt = Field(512, description="pods at a time, at the most")
+    least: PositiveInt = Field(
+        1, description="pods that are asked for at a time, at the least, though some find no node"
+    )
     grace: PositiveInt = Field(60, description="seconds that a pod gets to end its block when it has to go")
     volumes: tuple[Mount, ...] = ()
     secrets: tuple[str, ...] = Field((), description="Secrets whose entries pods see as environment variables")
@@ -131,7 +135,14 @@ class Profile(_Model):
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     queue: str | None = Field(None, description="a LocalQueue of Kueue")
-    template: Path | None = Field(None, description="a Jinja2 template in place of job.yaml.j2")
+    queue_least: PositiveInt | None = Field(None, description="Kueue: pods with which a Job may begin")
+    queue_elastic: bool = Field(False, description="Kueue: Jobs may grow and shrink while they run (elastic workloads)")
+    template: str | None = Field(
+        None, description="file of a Jinja2 template in place of job.yaml.j2; its text, once read"
+    )
+    driver_account: str = Field("neurokube-driver", description="service account of a driver in the cluster")
+    driver_resources: Resources = Resources(cpu="500m")
+    driver_node_selector: dict[str, str] = {}
     stages: dict[str, StageProfile] = Field({}, description="what stages have otherwise, by name or kind")
 
     def of(self, *names: str) -> "Profile":
@@ -166,7 +177,11 @@ def load_profile(name: str, file: str | None = None) -> Profile:
     except ValidationError as error:
         raise ConfigurationError(f"{path}: profiles.{name}.{first_mistake(error)}") from None
     if profile.template is not None:
-        profile = profile.model_copy(update={"template": path.parent / profile.template})
+        template = path.parent / Path(profile.template).expanduser()
+        try:
+            profile = profile.model_copy(update={"template": template.read_text()})
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{path}: profiles.{name}.template: {template}: {error}; name a file") from None
     return profile
 
 
