@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from . import cli_edits, cli_models
+from . import cli_cluster, cli_edits, cli_models
 
 app = typer.Typer(
     name="neurokube",
@@ -264,6 +264,9 @@ def run(
     profile: Annotated[str, typer.Option(help="kubernetes: name of the cluster profile")] = "local",
     profiles: Annotated[str | None, typer.Option(help="kubernetes: file of cluster profiles")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="kubernetes: print the Jobs, run nothing")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="kubernetes: by a driver in the cluster, and come back at once")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a workflow; run it again to go on after any interruption."""
@@ -273,6 +276,8 @@ def run(
 
     if engine not in ("local", "kubernetes"):
         raise UsageError(f"--engine {engine}: choose local or kubernetes")
+    if detach and (dry_run or engine != "kubernetes"):
+        raise UsageError("--detach: give it with --engine kubernetes, and without --dry-run")
     if dry_run and engine != "kubernetes":
         raise UsageError("--dry-run: give it with --engine kubernetes; 'neurokube plan' shows what a run comes to")
     chosen = _cluster(profile, profiles) if engine == "kubernetes" else _engine(_workers(workers))
@@ -280,6 +285,9 @@ def run(
     if dry_run:
         for name, step in planned.plan.steps.items():
             print(f"---\n{chosen.manifest(planned.url, name, len(step.blocks))}", end="")
+        return
+    if detach:
+        cli_cluster.detached(planned, chosen)
         return
     summary = execute(planned, chosen, quiet=quiet)
     print_summary(planned, summary)
@@ -292,6 +300,8 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
     from .workflow.status import print_status, read_status
 
     state = read_status(Run.open(run))
+    if (cluster := cli_cluster.seen(run)) is not None:
+        state["cluster"] = cluster
     if as_json:
         print(json.dumps(state, indent=2))
     else:
@@ -671,3 +681,6 @@ def _numbers(text: str, option: str, count: int = 3) -> Any:
         example = "40,4,4" if count == 3 else "1000,30000"
         raise UsageError(f"{option} {text}: give {count} numbers with commas between, as {example}")
     return numbers
+
+
+cli_cluster.register(app)

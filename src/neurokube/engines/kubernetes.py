@@ -125,6 +125,11 @@ class Kubernetes(Engine):
         finally:
             self.lease = None
 
+    @property
+    def api(self) -> Api:
+        """The cluster; the engine was entered."""
+        return self._api  # type: ignore[no-any-return]
+
     def batches(self, remaining: Sequence[int]) -> Iterator[Batch]:
         """Yield as many nearly equal batches as a Job may have indexes, that hold all the remaining blocks."""
         count = min(len(remaining), self.profile.indexes)
@@ -196,7 +201,7 @@ class _StepJobs:
 
     @property
     def _memory(self) -> str:
-        return f"{self.stage}/jobs/{_label(self.step)}.resources.json"
+        return f"{self.step.replace('/', '/jobs/')}.resources.json"
 
     def resources(self) -> Resources:
         """Return what pods get to begin with: what the profile says, or what an earlier run found that they need."""
@@ -261,7 +266,7 @@ class _StepJobs:
     def _tally(self, what: str, count: int) -> None:
         """Add to what befell the pods of this step, in all its Jobs."""
         if count:
-            key = f"{self.stage}/jobs/{_label(self.step)}.tally.json"
+            key = f"{self.step.replace('/', '/jobs/')}.tally.json"
             told = self.store.read_json(key) or {}
             self.store.write_json(key, told | {what: told.get(what, 0) + count})
 
@@ -325,7 +330,7 @@ class _StepJobs:
 
     def manifest(self, name: str, indexes: int, resources: Resources) -> Manifest:
         """Return a Job of this step."""
-        annotations = {ADDRESS: self.run_url}
+        annotations = {ADDRESS: self.run_url, STEP: self.step}
         request = Request(name, self.run_url, self.step, self.labels, annotations, indexes, resources)
         return job_manifest(self.profile, request)
 

@@ -58,6 +58,8 @@ def read_status(run: Run) -> dict[str, Any]:
     for name, step in run.plan.steps.items():
         records = distinct(run, step)
         steps[name] = {"done": run.ledger(step).count(), "blocks": len(step.blocks), **cost(records)}
+        if (mishaps := run.store.read_json(f"{step.planned.name}/jobs/{step.step.name}.tally.json")) is not None:
+            steps[name]["mishaps"] = mishaps
         quarantined += [{k: note[k] for k in ("step", "block", "voxels", "error")} for note in run.quarantined(step)]
     done = sum(step["done"] for step in steps.values())
     total = sum(step["blocks"] for step in steps.values())
@@ -137,6 +139,8 @@ def print_status(state: dict[str, Any]) -> None:
     console = Console()
     console.print(f"{state['run']}: {state['state']}, {state['done']} of {state['blocks']} blocks", highlight=False)
     console.print(table)
+    for line in _cluster_lines(state):
+        print(line)
     for name, chosen in state["chosen"].items():
         print(f"{name}: {chosen}")
     for note in state["quarantined"]:
@@ -146,6 +150,47 @@ def print_status(state: dict[str, Any]) -> None:
             style="red",
             markup=False,
         )
+
+
+def _cluster_lines(state: dict[str, Any]) -> list[str]:
+    """Return what a run's cluster said of it, and what befell its pods before."""
+    lines = []
+    for name, step in state["steps"].items():
+        if mishaps := step.get("mishaps"):
+            told = ", ".join(f"{count:,} {_MISHAPS.get(what, what)}" for what, count in mishaps.items())
+            lines.append(f"{name}: pods that were {told}")
+    cluster = state.get("cluster")
+    if cluster is None:
+        return lines
+    if "unknown" in cluster:
+        return [*lines, f"cluster: {cluster['unknown']}"]
+    lines.append(f"driver: {cluster['driver'] or 'none; go on with neurokube resume ' + shlex.quote(state['run'])}")
+    for name, pods in cluster["pods"].items():
+        told = ", ".join(f"{count} {phase.lower()}" for phase, count in sorted(pods.items())) or "none yet"
+        lines.append(f"{name}: pods {told}{_left(state['steps'].get(name), pods.get('Running', 0))}")
+    lines += [f"{count} pods wait: {why}" for why, count in cluster["waiting"].items()]
+    return lines
+
+
+_MISHAPS = {
+    "disrupted": "disrupted (evicted, preempted, drained), started again",
+    "memory": "killed for memory, run again with more",
+    "storage": "evicted over their disk, run again with more",
+    "cpu": "short of processor time, run again with more",
+    "death": "dead, run again",
+    "lost": "lost with their node or Job, run again",
+    "blocks": "done but for blocks that failed",
+}
+
+
+def _left(step: dict[str, Any] | None, running: int) -> str:
+    """Return for how long a step will go on at the rate that blocks took so far, in words."""
+    if not step or not step["done"] or not running:
+        return ""
+    seconds = (step["blocks"] - step["done"]) * step["seconds"] / step["done"] / running
+    rate = running * step["done"] / step["seconds"] if step["seconds"] else 0
+    hours = f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min" if seconds >= 90 else "a minute"
+    return f", {rate:.2g} blocks/s, about {hours} left"
 
 
 def _step_column() -> Column:
