@@ -281,7 +281,11 @@ def run(
     if dry_run and engine != "kubernetes":
         raise UsageError("--dry-run: give it with --engine kubernetes; 'neurokube plan' shows what a run comes to")
     chosen = _cluster(profile, profiles) if engine == "kubernetes" else _engine(_workers(workers))
-    planned = _planned(workflow, region)
+    if engine == "kubernetes" and not dry_run:
+        with chosen:
+            planned = _planned(workflow, region, chosen.settle)
+    else:
+        planned = _planned(workflow, region)
     if dry_run:
         for name, step in planned.plan.steps.items():
             print(f"---\n{chosen.manifest(planned.url, name, len(step.blocks))}", end="")
@@ -637,7 +641,7 @@ def _cluster(profile: str, profiles: str | None) -> Any:
     return Kubernetes(load_profile(profile, profiles))
 
 
-def _planned(workflow: str, region: str | None) -> Any:
+def _planned(workflow: str, region: str | None, errand: Any = None) -> Any:
     from .blocks import parse_region
     from .errors import ConfigurationError, DataError
     from .workflow import Run, load_workflow
@@ -645,7 +649,7 @@ def _planned(workflow: str, region: str | None) -> Any:
     box = parse_region(region) if region is not None else None
     loaded = load_workflow(workflow)
     try:
-        planned = Run.planned(loaded, box)
+        planned = Run.planned(loaded, box, errand=errand)
     except (ConfigurationError, DataError) as error:
         raise type(error)(f"{workflow}: {error}") from None
     for name, chosen in planned.plan.chosen.items():

@@ -13,6 +13,7 @@ def register(app: typer.Typer) -> None:
     app.command()(resume)
     app.command()(logs)
     app.command()(cancel)
+    app.command(hidden=True)(settle)
 
 
 def resume(
@@ -84,6 +85,24 @@ def cancel(run: RunFolder) -> None:
         print(f"{run}: cancelled, {len(names)} Jobs deleted ({', '.join(names)}); 'neurokube resume {run}' goes on")
     else:
         print(f"{run}: nothing of it is at work in the cluster")
+
+
+def settle(
+    run: RunFolder,
+    stage: Annotated[str, typer.Argument(help="stage of the run")],
+    job: Annotated[str, typer.Option(help="Job of Kubernetes that this is a pod of")],
+) -> None:
+    """Find out how a stage is computed on this machine: what a pod runs before a run is planned."""
+    from .engines.cluster.manifest import PLANNING
+    from .errors import ConfigurationError
+    from .volumes import Store
+    from .workflow.run import settle as settle_here
+
+    store = Store(run)
+    task = store.read_json(f"{PLANNING}{job}.json")
+    if task is None:
+        raise ConfigurationError(f"{run}: there is no task for Job '{job}'; leave 'settle' to pods, or see 'volumes'")
+    store.write_json(f"{PLANNING}{job}.answer.json", settle_here(run, stage, task))
 
 
 def detached(planned: Any, engine: Any) -> None:

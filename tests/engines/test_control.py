@@ -15,7 +15,8 @@ from neurokube.engines.cluster import Lease, Profile, Refused, driver_manifest
 from neurokube.engines.cluster.control import cancel, detach, logs, overview
 from neurokube.engines.kubernetes import Kubernetes
 from neurokube.errors import ConfigurationError, TryAgainError
-from neurokube.volumes import Store
+from neurokube.volumes import Store, VolumeSpec, create
+from neurokube.workflow import Run, parse_workflow
 
 STEP = "fragments/fragments"
 PROFILE = Profile(image="neurokube:test", secrets=["keys"], volumes=[{"path": "/data", "claim": "tissue"}])
@@ -261,3 +262,58 @@ def test_a_lease_that_another_takes_first_is_waited_for():
     cluster.put_lease = put
     with lease(cluster, "slower"):
         assert cluster.now >= 40
+
+
+# planning
+
+
+def test_a_network_is_settled_by_a_pod_and_kept_till_something_changes(tmp_path, command):
+    """The pod's word counts, whatever this machine would choose."""
+    create(str(tmp_path / "image.zarr"), VolumeSpec((8, 64, 64), "uint8", (40.0, 8.0, 8.0)))
+    semantics = {"stage": "semantics", "model": "synthetic-40-8-8", "window": [8, 64, 64]}
+    document = {
+        "name": "run",
+        "workspace": str(tmp_path),
+        "inputs": {"image": {"path": str(tmp_path / "image.zarr")}},
+        "stages": {"first": semantics, "second": {**semantics, "image": "image", "mask": "first.membranes"}},
+    }
+    asked = []
+
+    def fate(job, index, attempt):
+        told = job["spec"]["template"]["spec"]["containers"][0]["command"]
+        asked.append(told[3])
+        assert command(*told[1:])[0] == 0
+        answer = f".planning/{told[-1]}.answer.json"
+        settled = Store(told[2]).read_json(answer)
+        settled["settled"]["numerics"]["threads"] = 7
+        Store(told[2]).write_json(answer, settled)
+        return DONE
+
+    cluster = Cluster(fate)
+    with Kubernetes(PROFILE, cluster, clock=lambda: cluster.now, sleep=cluster.sleep) as engine:
+        run = Run.planned(parse_workflow(document), errand=engine.settle)
+        assert asked == ["first", "second"]
+        assert run.plan.stage("second").stage.settled.numerics.threads == 7
+        run.prepare()
+        assert not Store(run.url).keys(".planning/") and not cluster.held
+        again = Run.planned(parse_workflow(document), errand=engine.settle)
+        assert len(asked) == 2 and again.document["keys"] == run.document["keys"]
+        document["stages"]["second"] = {**document["stages"]["second"], "overlap": [0, 8, 8]}
+        Run.planned(parse_workflow(document), errand=engine.settle)
+        assert asked == ["first", "second", "second"]
+
+
+@pytest.mark.parametrize(
+    ("fate", "words"),
+    [
+        (Fate(78, "neurokube: no such model here"), "semantics/settle: no such model here"),
+        (Fate(137, reason="OOMKilled"), "killed for memory; give 'resources' more"),
+        (DONE, "its pod left nothing in .*; see 'volumes' in the profile"),
+    ],
+)
+def test_a_pod_that_cannot_settle_is_told_in_one_line(url, fate, words):
+    cluster = Cluster(lambda job, index, attempt: fate)
+    engine = Kubernetes(PROFILE, cluster, clock=lambda: cluster.now, sleep=cluster.sleep)
+    with engine, pytest.raises(ConfigurationError, match=words):
+        engine.settle(url, "semantics", {})
+    assert not cluster.held and not Store(url).keys(".planning/")

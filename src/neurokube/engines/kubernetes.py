@@ -30,7 +30,8 @@ from ..volumes import Store
 from .base import Batch, Engine, Outcome, Report, Work
 from .cluster import Api, Lease, Profile, RealApi, Refused, Request, Resources, job_manifest
 from .cluster.api import VERBS, Manifest
-from .cluster.manifest import ADDRESS, RUN, STAGE, STEP, run_label
+from .cluster.errand import run_errand
+from .cluster.manifest import ADDRESS, PLANNING, RUN, STAGE, STEP, run_label
 
 _INTERVAL, _LOOK = 5.0, 30.0
 """Seconds between looks at a Job, and at its pods."""
@@ -129,6 +130,29 @@ class Kubernetes(Engine):
     def api(self) -> Api:
         """The cluster; the engine was entered."""
         return self._api  # type: ignore[no-any-return]
+
+    def settle(self, run_url: str, stage: str, task: Any) -> Any:
+        """Have a stage settled by a pod that gets what its workers get, see `workflow.run.Errand`; it was entered."""
+        profile, store, step = self.profile.of(stage), Store(run_url), f"{stage}/settle"
+        name = f"nk-{run_label(run_url)[:6]}-{_label(step)[:30].strip('-')}-{uuid4().hex[:6]}"
+        labels = {RUN: run_label(run_url), STAGE: _label(stage), STEP: "settle"}
+        annotations, command = {ADDRESS: run_url, STEP: step}, ("neurokube", "settle", run_url, stage, "--job", name)
+        store.write_json(f"{PLANNING}{name}.json", task)
+        request = Request(name, run_url, step, labels, annotations, 1, profile.resources, command=command)
+        try:
+            run_errand(self.api, profile, request, clock=self._clock, sleep=self._sleep, stop=lambda: self._stop)
+        except Refused as refused:
+            raise TryAgainError(f"{step}: {refused}; run again to go on") from None
+        finally:
+            store.delete(f"{PLANNING}{name}.json")
+        answer = store.read_json(f"{PLANNING}{name}.answer.json")
+        if answer is None:
+            raise ConfigurationError(
+                f"{step}: its pod left nothing in {run_url}: pods and this machine must reach the workspace by one "
+                "path or URL; see 'volumes' in the profile"
+            )
+        store.delete(f"{PLANNING}{name}.answer.json")
+        return answer
 
     def batches(self, remaining: Sequence[int]) -> Iterator[Batch]:
         """Yield as many nearly equal batches as a Job may have indexes, that hold all the remaining blocks."""

@@ -269,6 +269,15 @@ class Stage(BaseModel):
         """
         return self
 
+    @property
+    def probes(self) -> bool:
+        """Whether settling tries out the machine: it has to be done on one as those that will work."""
+        return False
+
+    def kept(self, sources: Mapping[str, Source], before: "Stage | None") -> Self | None:
+        """Return the stage as it was settled before, on whatever machine; None where it has to be settled anew."""
+        return None
+
     def settle(self, sources: Mapping[str, Source], before: "Stage | None") -> Self:
         """Return the stage with all that is to be found out when a run is planned; `before` is from the last time."""
         return self

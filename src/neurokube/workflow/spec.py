@@ -105,6 +105,19 @@ class Workflow(BaseModel):
             circle = " reads ".join(reversed(error.args[1]))
             raise ConfigurationError(f"stages: they read each other in a circle: {circle}; break it") from None
 
+    def upto(self, name: str) -> Self:
+        """Return the part of the workflow that a stage needs, itself included."""
+        needed, waiting = set(), [name]
+        while waiting:
+            needed.add(here := waiting.pop())
+            if here in self.stages:
+                waiting += [reference.split(".")[0] for reference in self.stages[here].references().values()]
+
+        def kept(every: Mapping[str, Any]) -> dict[str, Any]:
+            return {key: value for key, value in every.items() if key in needed}
+
+        return self.model_copy(update={"inputs": kept(self.inputs), "stages": kept(self.stages)})
+
     def followed(self) -> Self:
         """Return the workflow whose stages took over what they take from those that read them.
 

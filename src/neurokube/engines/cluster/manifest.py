@@ -18,6 +18,9 @@ RUN, STAGE, STEP = (f"neurokube.io/{name}" for name in ("run", "stage", "step"))
 
 ADDRESS = "neurokube.io/run-url"
 
+PLANNING = ".planning/"
+"""Where in a run's folder pods are told what to find out before it is planned, and answer."""
+
 
 def run_label(run_url: str) -> str:
     """Return the value of the label `RUN`."""
@@ -36,6 +39,8 @@ class Request:
     indexes: int
     resources: Resources
     retries: int = 2
+    command: tuple[str, ...] = ()
+    """What pods run, in place of working through their share of the step."""
 
 
 def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
@@ -61,7 +66,7 @@ def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
         indexes=request.indexes,
         parallelism=min(profile.parallelism, request.indexes),
         retries=request.retries,
-        command=["neurokube", "work", request.run_url, request.step, "--job", request.name],
+        command=request.command or ["neurokube", "work", request.run_url, request.step, "--job", request.name],
         env=_environment(profile),
         resources=_resources(profile, request.resources),
     )
