@@ -13,7 +13,7 @@ from rich.progress import Progress
 from ..engines.base import Engine
 from ..errors import Drained, NeuroKubeError
 from ..progress import console, progress
-from ..words import described
+from ..words import counted, named
 from .corrections import Corrections
 from .edits import EditLog
 from .plan import PlannedStage, PlannedStep
@@ -69,7 +69,7 @@ def finish(run: Run, engine: Engine, *, stages: Container[str] | None = None, qu
                     _correct(run, planned, bars)
                 if stages is None and (lost := run.forget_lost(step)):
                     console.print(
-                        f"[yellow]{step.name}: {lost} stored objects are gone; their blocks are computed again[/]"
+                        f"[yellow]{step.name}: gone from the store: {counted(lost, 'object')}; computed again[/]"
                     )
                 message = _step(run, step, engine, bars, summary, asked)
                 if message:
@@ -90,8 +90,8 @@ def _correct(run: Run, planned: PlannedStage, bars: Progress) -> None:
         console.print(f"[yellow]{planned.name}: {remark}[/]")
     if away := [edit.number for edit in corrections.log.standing() if edit.on != corrections.on]:
         console.print(
-            f"[yellow]{planned.name}: edits {described(away)} were made on other fragments and are left out; they are "
-            f"kept in {planned.name}.edits, and count again once '{planned.sources['fragments'].name}' is as it was[/]"
+            f"[yellow]{planned.name}: left out, as made on other fragments: {named('edit', away)}; kept in "
+            f"{planned.name}.edits, to count again once '{planned.sources['fragments'].name}' is as it was[/]"
         )
 
 

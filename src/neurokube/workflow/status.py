@@ -4,13 +4,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from ..blocks import Blocks, Box
 from ..errors import ConfigurationError, DataError
+from ..progress import page, show
 from ..volumes import Store, Volume
-from ..words import described
+from ..words import counted, described
 from .driver import Summary
 from .ledger import Record
 from .plan import Plan, PlannedStep, output_bytes
@@ -41,14 +41,14 @@ def _step_bytes(plan: Plan, step: PlannedStep) -> int:
 
 def print_plan(rows: list[dict[str, Any]]) -> None:
     """Print the plan as a table."""
-    table = Table(_step_column(), "blocks", "block (z y x)", "before compression", title_justify="left")
+    table = Table("step", "blocks", "block (z y x)", "before compression")
     for row in rows:
         table.add_row(
             row["step"], str(row["blocks"]), " x ".join(str(n) for n in row["block"]), human_bytes(row["bytes"])
         )
     total = sum(row["bytes"] for row in rows)
     table.add_row("[bold]all", str(sum(row["blocks"] for row in rows)), "", human_bytes(total))
-    Console().print(table)
+    show(table)
 
 
 def read_status(run: Run) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def check_finished(volume: Volume, region: Box | None = None) -> str:
             boxes = [step.blocks.box(block) for block in left]
             if missing := sum(region is None or box.clip(region).size > 0 for box in boxes):
                 raise DataError(
-                    f"{volume.url}: {missing} of {len(step.blocks)} blocks are missing; not finished yet: "
+                    f"{volume.url}: lacks {missing} of {counted(len(step.blocks), 'block')}; not finished yet: "
                     f"{described(before)}; go on with 'neurokube run WORKFLOW', "
                     f"'neurokube status {shlex.quote(folder)}' tells what failed"
                 )
@@ -125,7 +125,7 @@ def cost(records: list[Record]) -> dict[str, Any]:
 
 def print_status(state: dict[str, Any]) -> None:
     """Print the state as a table."""
-    table = Table(_step_column(), "blocks", "work", "written", "worker's peak memory")
+    table = Table("step", "blocks", "work", "written", "peak memory")
     for name, step in state["steps"].items():
         table.add_row(
             name,
@@ -134,9 +134,11 @@ def print_status(state: dict[str, Any]) -> None:
             human_bytes(step["bytes"]),
             human_bytes(step["peak_memory"]),
         )
-    console = Console()
-    console.print(f"{state['run']}: {state['state']}, {state['done']} of {state['blocks']} blocks", highlight=False)
-    console.print(table)
+    console = page()
+    console.print(
+        f"{state['run']}: {state['state']}, {state['done']} of {counted(state['blocks'], 'block')}", highlight=False
+    )
+    show(table)
     for name, chosen in state["chosen"].items():
         print(f"{name}: {chosen}")
     for note in state["quarantined"]:
@@ -148,15 +150,10 @@ def print_status(state: dict[str, Any]) -> None:
         )
 
 
-def _step_column() -> Column:
-    """Return a column that wraps names: cut off, those of two steps may look alike."""
-    return Column("step", overflow="fold")
-
-
 def print_summary(run: Run, summary: Summary) -> None:
     """Say in two lines what a run did and what to do next."""
     computed, found = sum(summary.computed.values()), sum(summary.found.values())
-    print(f"{run.url}: done; {computed} blocks computed, {found} found done")
+    print(f"{run.url}: done; {counted(computed, 'block')} computed, {found:,} found done")
     print(f"look at it with: neurokube view {shlex.quote(run.url)}")
 
 
