@@ -48,9 +48,9 @@ def history(url: str, stage: str | None = None) -> list[dict[str, Any]]:
 
 
 def print_history(rows: list[dict[str, Any]]) -> None:
-    """Print the history as a table."""
+    """Print the history as a table without lines, which fits a terminal where there are no notes."""
     what = ("author", "what", "segments", "became", "voxels")
-    table = Table("edit", "time (UTC)", *what, Column(max_width=_NOTE))
+    table = Table("edit", "time (UTC)", *what, Column(max_width=_NOTE), box=None, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(
             str(row["number"]),
