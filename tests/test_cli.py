@@ -220,6 +220,10 @@ def test_status_as_json_is_valid_and_complete(call):
 
 def test_a_plan_as_json_agrees_with_the_run(call):
     rows = json.loads(call("plan", "whole.yaml", "--json")[1])
+    known = {row["step"]: row["bytes"] for row in rows}
+    assert known["segmentation/segmentation"] == 8 * np.prod(SHAPE)
+    assert known["graph/edges"] is known["multicut/costs"] is None
+    assert "-: tables" in call("plan", "whole.yaml")[1]
     state = json.loads(call("status", "runs/whole", "--json")[1])
     assert {row["step"]: row["blocks"] for row in rows} == {
         name: step["blocks"] for name, step in state["steps"].items()

@@ -421,9 +421,12 @@ def evaluate(
         if page:
             page.write(assessment.mistakes, assessment.tables(), _provenance(), links)
         if as_json:
-            print(json.dumps(assessment.as_dict(links), indent=2), flush=True)
+            written = {"report": report} if report else {}
+            print(json.dumps({**assessment.as_dict(links), **written}, indent=2), flush=True)
         else:
             assessment.print(links)
+            if report:
+                print(f"{report}: scores, and pictures of the worst mistakes", flush=True)
         if server:
             print("Ctrl-C ends the viewer", file=sys.stderr)
             with suppress(KeyboardInterrupt):

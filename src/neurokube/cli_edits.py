@@ -48,7 +48,11 @@ def split(
     segment: Annotated[int, typer.Argument(help="id, as the viewer shows it", show_default=False)],
     at: At = None,
     fragments: Annotated[
-        list[str] | None, typer.Option("--fragments", help="ID,ID,... of a part, instead of points; once a part")
+        list[str] | None,
+        typer.Option(
+            "--fragments",
+            help="ID,ID,... of a part, instead of points; once a part; ids are in the viewer's layer 'fragments'",
+        ),
     ] = None,
     stage: Stage = None,
     author: Author = None,

@@ -13,12 +13,12 @@ from ..volumes import Store, Volume
 from ..words import counted, described
 from .driver import Summary
 from .ledger import Record
-from .plan import Plan, PlannedStep, output_bytes
+from .plan import PlannedStep, target_bytes
 from .run import Run
 
 
 def describe_plan(run: Run) -> list[dict[str, Any]]:
-    """Return a row a step: blocks, voxels of a block, and bytes written before compression."""
+    """Return a row a step: blocks, voxels of a block, and bytes of volumes before compression, None of tables alone."""
     rows = []
     for name, step in run.plan.steps.items():
         grid = step.step.grid
@@ -28,27 +28,31 @@ def describe_plan(run: Run) -> list[dict[str, Any]]:
                 "step": name,
                 "blocks": len(step.blocks),
                 "block": block if len(grid) > 1 else list(grid.shape),
-                "bytes": _step_bytes(run.plan, step),
+                "bytes": _step_bytes(step),
             }
         )
     return rows
 
 
-def _step_bytes(plan: Plan, step: PlannedStep) -> int:
-    outputs = {t.output.name: t for t in step.step.targets if t.level == 0}
-    return sum(output_bytes(target.output) for target in outputs.values())
+def _step_bytes(step: PlannedStep) -> int | None:
+    known = [found for target in step.step.targets if (found := target_bytes(target)) is not None]
+    return sum(known) if known else None
 
 
 def print_plan(rows: list[dict[str, Any]]) -> None:
     """Print the plan as a table."""
     table = Table("step", "blocks", "block (z y x)", "before compression")
     for row in rows:
-        table.add_row(
-            row["step"], str(row["blocks"]), " x ".join(str(n) for n in row["block"]), human_bytes(row["bytes"])
-        )
-    total = sum(row["bytes"] for row in rows)
+        table.add_row(row["step"], str(row["blocks"]), " x ".join(str(n) for n in row["block"]), _bytes(row["bytes"]))
+    total = sum(row["bytes"] or 0 for row in rows)
     table.add_row("[bold]all", str(sum(row["blocks"] for row in rows)), "", human_bytes(total))
     show(table)
+    if any(row["bytes"] is None for row in rows):
+        print("-: tables, mostly small, whose size depends on what is found")
+
+
+def _bytes(count: int | None) -> str:
+    return "-" if count is None else human_bytes(count)
 
 
 def read_status(run: Run) -> dict[str, Any]:
