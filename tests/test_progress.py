@@ -7,7 +7,8 @@ from neurokube.progress import page, progress, show
 LINE = "a remark that goes on, " * 20
 
 
-def test_lines_are_broken_for_a_terminal_only():
+def test_lines_are_broken_for_a_terminal_only(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     for terminal, lines in ((False, 1), (True, 6)):
         file = io.StringIO()
         page(file=file, force_terminal=terminal, width=None if not terminal else 80).print(LINE)

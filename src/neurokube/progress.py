@@ -1,6 +1,7 @@
 """The one progress reporter and the one logger."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,9 +24,9 @@ _ENDLESS = 100_000
 
 
 def page(**options: Any) -> Console:
-    """Return a console that breaks lines for a terminal only: who reads from a pipe or a file wants them whole."""
+    """Return a console that breaks lines for a terminal, or where COLUMNS is set: pipes and files get them whole."""
     console = Console(**options)
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _ENDLESS
     return console
 
