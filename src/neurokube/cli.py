@@ -326,6 +326,7 @@ def work(
 
     from .engines import Batch
     from .errors import Drained, NeuroKubeError, UsageError
+    from .words import counted
     from .workflow import Run
     from .workflow import work as work_through
 
@@ -349,7 +350,9 @@ def work(
     if report.drained:
         raise Drained("asked to stop; what was done is recorded")
     if report.failed:
-        raise NeuroKubeError(f"{step}: {len(report.failed)} blocks failed: {report.failed}; see the quarantine folder")
+        raise NeuroKubeError(
+            f"{step}: {counted(len(report.failed), 'block')} failed: {report.failed}; see the quarantine folder"
+        )
 
 
 @app.command()
@@ -432,9 +435,12 @@ def evaluate(
         if page:
             page.write(assessment.mistakes, assessment.tables(), _provenance(), links)
         if as_json:
-            print(json.dumps(assessment.as_dict(links), indent=2), flush=True)
+            written = {"report": report} if report else {}
+            print(json.dumps({**assessment.as_dict(links), **written}, indent=2), flush=True)
         else:
             assessment.print(links)
+            if report:
+                print(f"{report}: scores, and pictures of the worst mistakes", flush=True)
         if server:
             print("Ctrl-C ends the viewer", file=sys.stderr)
             with suppress(KeyboardInterrupt):
@@ -547,6 +553,7 @@ def annotate(
     from dataclasses import asdict
 
     from .volumes.annotations import import_annotation
+    from .words import counted
 
     report = import_annotation(
         source,
@@ -562,8 +569,7 @@ def annotate(
         print(json.dumps({**asdict(report), "region": str(report.region)}, indent=2))
         return
     count = len(report.sections)
-    sections = "1 section" if count == 1 else f"{count} sections"
-    print(f"{destination}: {report.description}, voxels {report.region} of {image}, {sections}")
+    print(f"{destination}: {report.description}, voxels {report.region} of {image}, {counted(count, 'section')}")
     for number, voxels in report.voxels.items():
         print(f"  {number:>4} {report.names.get(number, ''):<20} {voxels} voxels")
     for remark in report.remarks:

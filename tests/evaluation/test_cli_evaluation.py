@@ -149,10 +149,14 @@ def test_a_node_of_a_made_skeleton_across_a_border_merges_nothing(call: Call, fo
 
 def test_the_report_is_one_page_with_two_pictures_of_each_mistake(call: Call, folder: Path) -> None:
     page = folder / "report.html"
-    assert call("prediction.zarr", "truth.zarr", "--report", str(page), "--image", "image.zarr")[0] == 0
+    code, output, _ = call("prediction.zarr", "truth.zarr", "--report", str(page), "--image", "image.zarr")
+    assert code == 0 and output.endswith(f"{page}: scores, and pictures of the worst mistakes\n")
     text = page.read_text()
     assert text.count("<img") == text.count("data:image/png;base64,") == 4
     assert f"1. Split of {BIG}" in text and "2. Merge of 9" in text and "http" not in text
+    assert call("prediction.zarr", "truth.zarr", "--report", str(page), "--skeletons", "traced")[0] == 0
+    told = json.loads(call("prediction.zarr", "truth.zarr", "--report", str(page), "--json")[1])
+    assert told["report"] == str(page)
     assert call("prediction.zarr", "truth.zarr", "--report", str(page), "--skeletons", "traced")[0] == 0
     assert "Run lengths on skeletons" in page.read_text()
 

@@ -27,6 +27,7 @@ import yaml
 
 from ..errors import ConfigurationError, NeuroKubeError, TryAgainError
 from ..volumes import Store
+from ..words import counted
 from .base import Batch, Engine, Outcome, Report, Work
 from .cluster import Api, Lease, Profile, RealApi, Refused, Request, Resources, job_manifest
 from .cluster.api import VERBS, Manifest
@@ -312,7 +313,7 @@ class _StepJobs:
             elif current.deaths + 1 < attempts:
                 rounds.setdefault((current.resources, current.deaths + 1), []).append(fate.batch)
             else:
-                yield Outcome(fate.batch, None, f"its pod died {current.deaths + 1} times: {fate.message}")
+                yield Outcome(fate.batch, None, f"its pod died {counted(current.deaths + 1, 'time')}: {fate.message}")
         return [_Round(tuple(batches), resources, deaths) for (resources, deaths), batches in rounds.items()]
 
     def _grown(self, now: Resources, cause: str) -> Resources | None:

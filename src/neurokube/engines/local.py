@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from ..errors import NeuroKubeError, TryAgainError, surroundings
 from ..progress import log
+from ..words import counted
 from .base import Batch, Engine, Outcome, Report, Work
 from .lifeline import leave_with, lives
 
@@ -188,7 +189,9 @@ class Local(Engine):
                     )
                 parts = batch.halves()
                 if len(parts) == 1 and lost + 1 >= attempts:
-                    yield Outcome(batch, None, f"its worker died {lost + 1} times (killed, or out of memory)")
+                    yield Outcome(
+                        batch, None, f"its worker died {counted(lost + 1, 'time')} (killed, or out of memory)"
+                    )
                 else:
                     again.extend((part, lost + 1 if len(parts) == 1 else 0) for part in parts)
 

@@ -8,10 +8,10 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..errors import NeuroKubeError, surroundings
+from ..progress import page
 from ..words import counted
 from ..workflow.text import anywhere, edited
 from .plot import plot
@@ -39,7 +39,7 @@ def write_tuning(tuning: Tuning) -> str:
     """
     folder = Path(tuning.request.output)
     score = _TITLES[SCORES[tuning.request.score]]
-    title = f"{Path(tuning.request.workflow).name}: {score} of {len(tuning.trials)} trials"
+    title = f"{Path(tuning.request.workflow).name}: {score} of {counted(len(tuning.trials), 'trial')}"
     picture = plot(title, score, tuning.ranges, tuning.trials, dict(tuning.importances))
     path = folder / "tuned.yaml"
     try:
@@ -86,7 +86,7 @@ def as_dict(tuning: Tuning) -> dict[str, Any]:
 
 def print_tuning(tuning: Tuning) -> None:
     """Print the best trials, the settings before and after, the scores before and after, and what to do next."""
-    console = Console()
+    console = page()
     console.print(_trials_table(tuning))
     console.print(_settings_table(tuning))
     console.print(_scores_table(tuning))
@@ -99,7 +99,7 @@ def print_tuning(tuning: Tuning) -> None:
     if tuning.validation and tuning.best.number and _worse(tuning):
         print("note: the hold-out got worse: the settings fit the tuned cut-out only; tune on more truth")
     folder = tuning.request.output
-    print(f"{folder}: trials.csv has all {len(tuning.trials)} trials, tuning.png shows them")
+    print(f"{folder}: trials.csv has every trial, tuning.png shows them")
     if tuning.best.number == 0:
         print("no settings were better than those that the workflow has; more --trials go on from here")
         return

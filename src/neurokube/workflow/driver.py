@@ -14,7 +14,7 @@ from rich.progress import Progress
 from ..engines.base import Engine
 from ..errors import Drained, NeuroKubeError
 from ..progress import console, progress
-from ..words import described
+from ..words import counted, named
 from .corrections import Corrections
 from .edits import EditLog
 from .plan import PlannedStage, PlannedStep
@@ -130,9 +130,7 @@ class _Driver:
             if step.planned is not planned:
                 continue
             if self.whole and (lost := self.run.forget_lost(step)):
-                console.print(
-                    f"[yellow]{step.name}: {lost} stored objects are gone; their blocks are computed again[/]"
-                )
+                console.print(f"[yellow]{step.name}: gone from the store: {counted(lost, 'object')}; computed again[/]")
             if message := _step(self.run, step, self.engine, self.bars, self.summary, self.asked):
                 return message
         if editing:
@@ -149,8 +147,8 @@ def _correct(run: Run, planned: PlannedStage, bars: Progress) -> None:
         console.print(f"[yellow]{planned.name}: {remark}[/]")
     if away := [edit.number for edit in corrections.log.standing() if edit.on != corrections.on]:
         console.print(
-            f"[yellow]{planned.name}: edits {described(away)} were made on other fragments and are left out; they are "
-            f"kept in {planned.name}.edits, and count again once '{planned.sources['fragments'].name}' is as it was[/]"
+            f"[yellow]{planned.name}: left out, as made on other fragments: {named('edit', away)}; kept in "
+            f"{planned.name}.edits, to count again once '{planned.sources['fragments'].name}' is as it was[/]"
         )
 
 

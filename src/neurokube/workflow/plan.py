@@ -15,7 +15,7 @@ import numpy as np
 from ..blocks import Blocks, Box
 from ..errors import ConfigurationError, DataError, UsageError
 from ..stages import Data, Output, Source, Stage, Step, VolumeOutput
-from ..stages.base import outputs_of
+from ..stages.base import Target, outputs_of
 from ..volumes import Store, Volume, join, layout, open_volume
 from .spec import Workflow
 
@@ -250,9 +250,10 @@ def _stored(url: str) -> list[Any]:
     return [[key, s.st_size, s.st_mtime_ns] for key, s in stats]
 
 
-def output_bytes(output: Output) -> int:
-    """Return the bytes of a volume before compression, its pyramid included; 0 for a table or a file."""
+def target_bytes(target: Target) -> int | None:
+    """Return the bytes of a resolution of a volume before compression; None for a table or a file, as none knows."""
+    output = target.output
     if not isinstance(output, VolumeOutput):
-        return 0
-    voxels = sum(prod(output.grid(level).shape) for level in range(len(output.factors)))
+        return None
+    voxels = prod(output.grid(target.level).shape)
     return voxels * np.dtype(output.spec.dtype).itemsize * (output.spec.channels or 1)

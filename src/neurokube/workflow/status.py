@@ -4,21 +4,21 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from ..blocks import Blocks, Box
 from ..errors import ConfigurationError, DataError
+from ..progress import page, show
 from ..volumes import Store, Volume
-from ..words import described
+from ..words import counted, described
 from .driver import Summary
 from .ledger import Record
-from .plan import Plan, PlannedStep, output_bytes
+from .plan import PlannedStep, target_bytes
 from .run import Run
 
 
 def describe_plan(run: Run) -> list[dict[str, Any]]:
-    """Return a row a step: blocks, voxels of a block, and bytes written before compression."""
+    """Return a row a step: blocks, voxels of a block, and bytes of volumes before compression, None of tables alone."""
     rows = []
     for name, step in run.plan.steps.items():
         grid = step.step.grid
@@ -28,27 +28,31 @@ def describe_plan(run: Run) -> list[dict[str, Any]]:
                 "step": name,
                 "blocks": len(step.blocks),
                 "block": block if len(grid) > 1 else list(grid.shape),
-                "bytes": _step_bytes(run.plan, step),
+                "bytes": _step_bytes(step),
             }
         )
     return rows
 
 
-def _step_bytes(plan: Plan, step: PlannedStep) -> int:
-    outputs = {t.output.name: t for t in step.step.targets if t.level == 0}
-    return sum(output_bytes(target.output) for target in outputs.values())
+def _step_bytes(step: PlannedStep) -> int | None:
+    known = [found for target in step.step.targets if (found := target_bytes(target)) is not None]
+    return sum(known) if known else None
 
 
 def print_plan(rows: list[dict[str, Any]]) -> None:
     """Print the plan as a table."""
-    table = Table(_step_column(), "blocks", "block (z y x)", "before compression", title_justify="left")
+    table = Table("step", "blocks", "block (z y x)", "before compression")
     for row in rows:
-        table.add_row(
-            row["step"], str(row["blocks"]), " x ".join(str(n) for n in row["block"]), human_bytes(row["bytes"])
-        )
-    total = sum(row["bytes"] for row in rows)
+        table.add_row(row["step"], str(row["blocks"]), " x ".join(str(n) for n in row["block"]), _bytes(row["bytes"]))
+    total = sum(row["bytes"] or 0 for row in rows)
     table.add_row("[bold]all", str(sum(row["blocks"] for row in rows)), "", human_bytes(total))
-    Console().print(table)
+    show(table)
+    if any(row["bytes"] is None for row in rows):
+        print("-: tables, mostly small, whose size depends on what is found")
+
+
+def _bytes(count: int | None) -> str:
+    return "-" if count is None else human_bytes(count)
 
 
 def read_status(run: Run) -> dict[str, Any]:
@@ -100,7 +104,7 @@ def check_finished(volume: Volume, region: Box | None = None) -> str:
             boxes = [step.blocks.box(block) for block in left]
             if missing := sum(region is None or box.clip(region).size > 0 for box in boxes):
                 raise DataError(
-                    f"{volume.url}: {missing} of {len(step.blocks)} blocks are missing; not finished yet: "
+                    f"{volume.url}: lacks {missing} of {counted(len(step.blocks), 'block')}; not finished yet: "
                     f"{described(before)}; go on with 'neurokube run WORKFLOW', "
                     f"'neurokube status {shlex.quote(folder)}' tells what failed"
                 )
@@ -127,7 +131,7 @@ def cost(records: list[Record]) -> dict[str, Any]:
 
 def print_status(state: dict[str, Any]) -> None:
     """Print the state as a table."""
-    table = Table(_step_column(), "blocks", "work", "written", "worker's peak memory")
+    table = Table("step", "blocks", "work", "written", "peak memory")
     for name, step in state["steps"].items():
         table.add_row(
             name,
@@ -136,9 +140,11 @@ def print_status(state: dict[str, Any]) -> None:
             human_bytes(step["bytes"]),
             human_bytes(step["peak_memory"]),
         )
-    console = Console()
-    console.print(f"{state['run']}: {state['state']}, {state['done']} of {state['blocks']} blocks", highlight=False)
-    console.print(table)
+    console = page()
+    console.print(
+        f"{state['run']}: {state['state']}, {state['done']} of {counted(state['blocks'], 'block')}", highlight=False
+    )
+    show(table)
     for line in _cluster_lines(state):
         print(line)
     for name, chosen in state["chosen"].items():
@@ -193,15 +199,10 @@ def _left(step: dict[str, Any] | None, running: int) -> str:
     return f", {rate:.2g} blocks/s, about {hours} left"
 
 
-def _step_column() -> Column:
-    """Return a column that wraps names: cut off, those of two steps may look alike."""
-    return Column("step", overflow="fold")
-
-
 def print_summary(run: Run, summary: Summary) -> None:
     """Say in two lines what a run did and what to do next."""
     computed, found = sum(summary.computed.values()), sum(summary.found.values())
-    print(f"{run.url}: done; {computed} blocks computed, {found} found done")
+    print(f"{run.url}: done; {counted(computed, 'block')} computed, {found:,} found done")
     print(f"look at it with: neurokube view {shlex.quote(run.url)}")
 
 

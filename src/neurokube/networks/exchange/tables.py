@@ -34,8 +34,9 @@ def describe(bundle: AnyBundle) -> dict[str, Any]:
 
 def print_models(rows: list[dict[str, Any]]) -> None:
     """Print the rows of `models_table`."""
-    from rich.console import Console
     from rich.table import Table
+
+    from ...progress import page
 
     table = Table()
     for name, whole in (("model", True), ("where", True), ("voxel size (nm)", False), ("labels, and how good", False)):
@@ -46,7 +47,7 @@ def print_models(rows: list[dict[str, Any]]) -> None:
         good += f", {row['factor']} sections of one" if row["factor"] > 1 else ""
         good += ", a forest of edges" if row["kind"] == "forest" else ""
         table.add_row(row["name"], row["where"], f"{size} {row['modality'] or ''}".strip(), good)
-    Console(markup=False, highlight=False).print(table)
+    page(markup=False, highlight=False).print(table)
 
 
 def print_description(description: dict[str, Any]) -> None:
