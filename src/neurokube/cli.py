@@ -322,37 +322,21 @@ def work(
     job: Annotated[str | None, typer.Option(help="Job of Kubernetes, whose index JOB_COMPLETION_INDEX this is")] = None,
 ) -> None:
     """Work through a share of a step's blocks: what a pod runs.  SIGTERM ends it after a block, with 85."""
-    import threading
-
     from .engines import Batch
-    from .errors import Drained, NeuroKubeError, UsageError
-    from .words import counted
+    from .errors import UsageError
     from .workflow import Run
-    from .workflow import work as work_through
+    from .workflow.pod import batch_of, work_share
 
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
     if job is not None:
-        from .engines.kubernetes import batch_of
-
-        share = batch_of(run, step, job)
-    else:
-        try:
-            index, of = (int(n) for n in batch.split("/"))
-        except ValueError:
-            raise UsageError(f"--batch {batch}: write it as I/N, as 0/8") from None
-        if not 0 <= index < of:
-            raise UsageError(f"--batch {batch}: I counts from 0 to N - 1")
-        share = Batch.share(index, of, len(Run.open(run).plan.step(step).blocks))
-    report = work_through(run, step, share, asked.is_set)
-    print(json.dumps({"done": report.done, "failed": report.failed, "drained": report.drained}))
-    if report.drained:
-        raise Drained("asked to stop; what was done is recorded")
-    if report.failed:
-        raise NeuroKubeError(
-            f"{step}: {counted(len(report.failed), 'block')} failed: {report.failed}; see the quarantine folder"
-        )
+        work_share(run, step, batch_of(run, step, job))
+        return
+    try:
+        index, of = (int(n) for n in batch.split("/"))
+    except ValueError:
+        raise UsageError(f"--batch {batch}: write it as I/N, as 0/8") from None
+    if not 0 <= index < of:
+        raise UsageError(f"--batch {batch}: I counts from 0 to N - 1")
+    work_share(run, step, Batch.share(index, of, len(Run.open(run).plan.step(step).blocks)))
 
 
 @app.command()

@@ -198,19 +198,6 @@ class Kubernetes(Engine):
         return (self._stop and self._hands_over) or (self.lease is not None and self.lease.lost())
 
 
-def batch_of(run_url: str, step: str, job: str) -> Batch:
-    """Return the batch of the index that this pod is, by what the driver wrote for its Job.
-
-    Raises:
-        ConfigurationError: where this is no such pod, or the Job is of another run or step.
-    """
-    index = os.environ.get("JOB_COMPLETION_INDEX", "")
-    told = Store(run_url).read_json(f"{step.partition('/')[0]}/jobs/{job}.json")
-    if told is None or told["step"] != step or not index.isdecimal() or int(index) >= len(told["batches"]):
-        raise ConfigurationError(f"{run_url}: Job '{job}' has no index '{index}' of {step}; leave --job to pods")
-    return Batch.parse(told["batches"][int(index)])
-
-
 class _StepJobs:
     """The Jobs of one step."""
 
