@@ -325,10 +325,11 @@ def work(
     from .engines import Batch
     from .errors import UsageError
     from .workflow import Run
-    from .workflow.pod import batch_of, work_share
+    from .workflow.pod import main as work_as_pod
+    from .workflow.pod import work_share
 
     if job is not None:
-        work_share(run, step, batch_of(run, step, job))
+        work_as_pod(run, step, job)
         return
     try:
         index, of = (int(n) for n in batch.split("/"))

@@ -5,25 +5,45 @@ import os
 import signal
 import sys
 import threading
+from typing import Any
 
 from ..engines.base import Batch
-from ..errors import ConfigurationError, Drained, NeuroKubeError
+from ..errors import ConfigurationError, Drained, NeuroKubeError, Starved
 from ..volumes import Store
+from .pulse import Pulse, quota
 from .worker import work
 
+STARVES = "NEUROKUBE_STARVES"
+"""Set where a pod that lacks processor time shall stop, as the next may get more."""
 
-def work_share(run: str, step: str, share: Batch) -> None:
+
+def work_share(run: str, step: str, share: Batch, pulse: Pulse | None = None) -> None:
     """Work through blocks and print what became of them; SIGTERM or Ctrl-C ends it after a block.
 
     Raises:
         Drained: where it was asked to stop.
+        Starved: where the pulse says that it lacked processor time, and there is more to be had.
         NeuroKubeError: where blocks failed, besides what `work` raises.
     """
     asked = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.set())
-    report = work(run, step, share, asked.is_set)
-    print(json.dumps({"done": report.done, "failed": report.failed, "drained": report.drained}), flush=True)
+
+    def stop() -> bool:
+        """Called before each block."""
+        if pulse is None:
+            return asked.is_set()
+        pulse.next()
+        return asked.is_set() or (STARVES in os.environ and pulse.starved())
+
+    report = work(run, step, share, stop)
+    told: dict[str, Any] = {"done": report.done, "failed": report.failed, "drained": report.drained}
+    starved = report.drained and not asked.is_set() and pulse is not None
+    if starved and pulse is not None:
+        told |= {"held_back": round(pulse.held_back, 3), "quota": quota()}
+    print(json.dumps(told), flush=True)
+    if starved:
+        raise Starved("held back by its limit of processor time; what was done is recorded")
     if report.drained:
         raise Drained("asked to stop; what was done is recorded")
     if report.failed:
@@ -48,7 +68,10 @@ def main(run: str, step: str, job: str) -> None:
     # asked to stop before there is anything to stop
     signal.signal(signal.SIGTERM, lambda *_: os._exit(Drained.exit_code))
     try:
-        work_share(run, step, batch_of(run, step, job))
+        index = os.environ.get("JOB_COMPLETION_INDEX", "")
+        share = batch_of(run, step, job)
+        with Pulse(Store(run), f"{step.partition('/')[0]}/jobs/{job}/{index}.json") as pulse:
+            work_share(run, step, share, pulse)
     except NeuroKubeError as error:
         print(f"neurokube: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(error.exit_code)

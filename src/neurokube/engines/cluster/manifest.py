@@ -133,7 +133,8 @@ def _resources(profile: Profile, resources: Resources) -> dict[str, dict[str, st
     bounded = {"memory": resources.memory, "ephemeral-storage": resources.storage}
     if resources.gpu:
         bounded[profile.gpu_resource] = str(resources.gpu)
-    return {"requests": {"cpu": resources.cpu, **bounded}, "limits": bounded}
+    limited = {} if resources.cpu_limit is None else {"cpu": resources.cpu_limit}
+    return {"requests": {"cpu": resources.cpu, **bounded}, "limits": {**limited, **bounded}}
 
 
 def _mounts(profile: Profile) -> list[dict[str, Any]]:

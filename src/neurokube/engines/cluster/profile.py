@@ -56,24 +56,34 @@ class _Model(BaseModel):
 class Resources(_Model):
     """What a pod asks for and may use: memory and storage in full, of the CPU what it asks for at least."""
 
-    cpu: Quantity = Field("1", description="cores")
+    cpu: Quantity = Field("1", description="cores that are asked for")
+    cpu_limit: Quantity | None = Field(None, description="cores at the most, where a cluster wants a limit")
     memory: Quantity = Field(
         "2Gi", description="bytes; a pod that uses more is killed, and run again with twice as much"
     )
     storage: Quantity = Field("1Gi", description="bytes of the node's disk, for logs and scratch")
     gpu: int = Field(0, ge=0, description="devices")
 
-    def doubled(self, what: str, most: str) -> "Resources | None":
-        """Return the resources with twice the `memory` or `storage`, `most` at the most; None where it had that."""
+    def doubled(self, what: str, most: str, quota: float | None = None) -> "Resources | None":
+        """Return the resources with twice the `cpu`, `memory` or `storage`, `most` at the most; None where it had that.
+
+        `quota` is what a pod found to be its limit of processor time, whoever set it.
+        """
         now, limit = amount(getattr(self, what)), amount(most)
+        if what == "cpu":
+            now = max(now, amount(self.cpu_limit or "0"), Decimal(quota or 0))
         if now >= limit:
             return None
+        if what == "cpu":
+            cores = f"{int(1000 * min(2 * now, limit))}m"
+            return self.model_copy(update={"cpu": cores, "cpu_limit": cores})
         return self.model_copy(update={what: f"{int(min(2 * now, limit) / 2**20)}Mi"})
 
 
 class Ceiling(_Model):
     """The most that a pod gets in the end."""
 
+    cpu: Quantity = "8"
     memory: Quantity = "64Gi"
     storage: Quantity = "100Gi"
 
