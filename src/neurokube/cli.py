@@ -264,11 +264,16 @@ def run(
     profile: Annotated[str, typer.Option(help="kubernetes: name of the cluster profile")] = "local",
     profiles: Annotated[str | None, typer.Option(help="kubernetes: file of cluster profiles")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="kubernetes: print the Jobs, run nothing")] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(envvar="NEUROKUBE_METRICS", help="[ADDRESS:]PORT where Prometheus finds the driver's metrics"),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a workflow; run it again to go on after any interruption."""
     from .errors import UsageError
     from .workflow import execute
+    from .workflow.exporter import exported
     from .workflow.status import print_summary
 
     if engine not in ("local", "kubernetes"):
@@ -281,8 +286,9 @@ def run(
         for name, step in planned.plan.steps.items():
             print(f"---\n{chosen.manifest(planned.url, name, len(step.blocks))}", end="")
         return
-    summary = execute(planned, chosen, quiet=quiet)
-    print_summary(planned, summary)
+    with exported(planned, engine, metrics) as observer:
+        summary = execute(planned, chosen, observer=observer, quiet=quiet)
+        print_summary(planned, summary)
 
 
 @app.command()

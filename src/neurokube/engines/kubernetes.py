@@ -11,7 +11,6 @@ looks at Jobs by listing them again and again, never by a watch that could end. 
     ended otherwise                            again, in a new Job, in halves: a block that kills its pod is found
 """
 
-import hashlib
 import json
 import os
 import re
@@ -26,9 +25,10 @@ import yaml
 
 from ..errors import ConfigurationError, NeuroKubeError
 from ..volumes import Store
-from .base import Batch, Engine, Outcome, Report, Work
+from .base import Batch, Engine, Outcome, Report, Work, run_id
 from .cluster import Api, Profile, RealApi, Refused, Request, Resources, job_manifest
 from .cluster.api import VERBS, Manifest
+from .cluster.census import Census
 
 RUN, STAGE, STEP = (f"neurokube.io/{name}" for name in ("run", "stage", "step"))
 """Labels of Jobs and pods."""
@@ -156,9 +156,9 @@ class _StepJobs:
         self.stage, _, name = step.partition("/")
         self.store = Store(run_url)
         self.profile = engine.profile.of(self.stage)
-        run = hashlib.sha256(run_url.encode()).hexdigest()[:12]
-        self.labels = {RUN: run, STAGE: _label(self.stage), STEP: _label(name)}
+        self.labels = {RUN: run_id(run_url), STAGE: _label(self.stage), STEP: _label(name)}
         self.selector = ",".join(f"{k}={v}" for k, v in self.labels.items())
+        self.census = Census(self.api, engine.observer, step, self.profile.gpu_resource)
 
     # what a step needs, as found out before
 
@@ -199,11 +199,13 @@ class _StepJobs:
                 moved = self.engine._clock()
             elif self.engine._clock() - moved > _STUCK and (why := self._hopeless(name)):
                 raise NeuroKubeError(f"{self.step}: {why}; no Job is left behind, run again to go on")
+            self.census.look(name, self.engine._clock())
             yield None
             self.engine._sleep(self.engine._interval)
         left = [index for index in range(len(batches)) if index not in told]
         if left:
             fates += self._fates(name, batches, left, ended)
+        self.census.close(name)
         self.api.delete_job(name)
 
     def again(
@@ -216,6 +218,7 @@ class _StepJobs:
             if fate.cause == "blocks":
                 yield Outcome(fate.batch, Report(fate.batch.last - fate.batch.first - len(fate.failed), fate.failed))
             elif grown is not None:
+                self.engine.observer.happened(self.step, fate.cause)  # type: ignore[arg-type]
                 rounds.setdefault((grown, current.deaths), []).append(fate.batch)
             elif len(parts := fate.batch.halves()) > 1:
                 rounds.setdefault((current.resources, 0), []).extend(parts)
