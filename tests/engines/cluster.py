@@ -135,6 +135,7 @@ class Cluster:
         labels = job["metadata"]["labels"] | {"batch.kubernetes.io/job-name": name}
         annotations = {"batch.kubernetes.io/job-completion-index": str(index)}
         place = {"labels": labels, "annotations": annotations, "creationTimestamp": f"{self.now:012.3f}"}
+        place["name"] = f"{name}-{index}-{self.attempts.get((name, index), 0)}"
         self.pod_list.append({"metadata": place, "status": status})
 
 

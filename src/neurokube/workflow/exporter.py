@@ -16,8 +16,9 @@ from ..progress import console
 from .metrics import Metrics
 from .run import Run
 
-_PATIENCE = 60.0
-"""Seconds that a driver waits at the end, at the most, for its last figures to be fetched."""
+_PATIENCE, _LEAST = 60.0, 5.0
+"""Seconds that a driver waits at the end for its last figures to be fetched: twice what usually is between two fetches,
+within these bounds."""
 
 
 @contextmanager
@@ -97,9 +98,8 @@ class _Server(ThreadingHTTPServer):
             if len(self._fetched) < 2:
                 # nobody comes again and again
                 return
-            usual = 2 * (self._fetched[1] - self._fetched[0])
-            patience = min(patience, self._fetched[1] + usual - now)
-            if patience > 0:
+            patience = min(patience, max(_LEAST, 2 * (self._fetched[1] - self._fetched[0])))
+            if now - self._fetched[1] < patience:
                 console.print("waiting for the last metrics to be fetched; Ctrl-C ends that")
                 with suppress(KeyboardInterrupt):
                     self._news.wait_for(lambda: self._fetched[1] >= now, timeout=patience)
