@@ -1,6 +1,7 @@
 """What is counted of a run, and where it is served."""
 
 import os
+import re
 import socket
 import threading
 from math import prod
@@ -307,3 +308,10 @@ def test_a_port_in_use_is_one_line_and_nothing_has_begun(command, run, tmp_path)
     assert code == 64 and len(error.splitlines()) == 1
     assert f"--metrics {port}: the port is in use; choose another, or 0 for any that is free" in error
     assert not (tmp_path / "runs").exists()
+
+
+def test_every_metric_is_in_the_documentation_and_no_other(run):
+    text = (Path(__file__).parents[2] / "docs" / "observation.md").read_text()
+    told = set(re.findall(r"^\| `(neurokube_\w+)` \|", text, re.MULTILINE))
+    families = {f"{f.name}_total" if f.type == "counter" else f.name for f in looked(run).collect()}
+    assert told == families
