@@ -267,11 +267,16 @@ def run(
     detach: Annotated[
         bool, typer.Option("--detach", help="kubernetes: by a driver in the cluster, and come back at once")
     ] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(envvar="NEUROKUBE_METRICS", help="[ADDRESS:]PORT where Prometheus finds the driver's metrics"),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a workflow; run it again to go on after any interruption."""
     from .errors import UsageError
     from .workflow import execute
+    from .workflow.exporter import exported
     from .workflow.status import print_summary
 
     if engine not in ("local", "kubernetes"):
@@ -293,8 +298,9 @@ def run(
     if detach:
         cli_cluster.detached(planned, chosen)
         return
-    summary = execute(planned, chosen, quiet=quiet)
-    print_summary(planned, summary)
+    with exported(planned, engine, metrics) as observer:
+        summary = execute(planned, chosen, observer=observer, quiet=quiet)
+        print_summary(planned, summary)
 
 
 @app.command()

@@ -28,11 +28,12 @@ import yaml
 from ..errors import ConfigurationError, NeuroKubeError, TryAgainError
 from ..volumes import Store
 from ..words import counted
-from .base import Batch, Engine, Outcome, Report, Work
+from .base import Batch, Engine, Outcome, Report, Work, run_id
 from .cluster import Api, Lease, Profile, RealApi, Refused, Request, Resources, job_manifest
 from .cluster.api import VERBS, Manifest
+from .cluster.census import Census
 from .cluster.errand import run_errand
-from .cluster.manifest import ADDRESS, PLANNING, RUN, STAGE, STEP, run_label
+from .cluster.manifest import ADDRESS, PLANNING, RUN, STAGE, STEP
 
 _INTERVAL, _LOOK = 5.0, 30.0
 """Seconds between looks at a Job, and at its pods."""
@@ -117,7 +118,7 @@ class Kubernetes(Engine):
         Raises:
             TryAgainError: where another driver has it.
         """
-        run = run_label(run_url)
+        run = run_id(run_url)
         try:
             with Lease(self._api, f"nk-{run}", {RUN: run}, sleep=self._sleep) as self.lease:
                 Store(run_url).write_json("cluster.json", self.profile.model_dump(mode="json", exclude_unset=True))
@@ -135,8 +136,8 @@ class Kubernetes(Engine):
     def settle(self, run_url: str, stage: str, task: Any) -> Any:
         """Have a stage settled by a pod that gets what its workers get, see `workflow.run.Errand`; it was entered."""
         profile, store, step = self.profile.of(stage), Store(run_url), f"{stage}/settle"
-        name = f"nk-{run_label(run_url)[:6]}-{_label(step)[:30].strip('-')}-{uuid4().hex[:6]}"
-        labels = {RUN: run_label(run_url), STAGE: _label(stage), STEP: "settle"}
+        name = f"nk-{run_id(run_url)[:6]}-{_label(step)[:30].strip('-')}-{uuid4().hex[:6]}"
+        labels = {RUN: run_id(run_url), STAGE: _label(stage), STEP: "settle"}
         annotations, command = {ADDRESS: run_url, STEP: step}, ("neurokube", "settle", run_url, stage, "--job", name)
         store.write_json(f"{PLANNING}{name}.json", task)
         request = Request(name, run_url, step, labels, annotations, 1, profile.resources, command=command)
@@ -206,8 +207,9 @@ class _StepJobs:
         self.stage, _, name = step.partition("/")
         self.store = Store(run_url)
         self.profile = engine.profile.of(self.stage)
-        self.labels = {RUN: run_label(run_url), STAGE: _label(self.stage), STEP: _label(name)}
+        self.labels = {RUN: run_id(run_url), STAGE: _label(self.stage), STEP: _label(name)}
         self.selector = ",".join(f"{k}={v}" for k, v in self.labels.items())
+        self.census = Census(self.api, engine.observer, step, self.profile.gpu_resource)
 
     # what a step needs, as found out before
 
@@ -254,6 +256,7 @@ class _StepJobs:
                 moved = self.engine._clock()
             elif self.engine._clock() - moved > _STUCK and (why := self._hopeless(name)):
                 raise NeuroKubeError(f"{self.step}: {why}; no Job is left behind, run again to go on")
+            self.census.look(name, self.engine._clock())
             yield None
             self.engine._sleep(self.engine._interval)
         left = [index for index in range(len(batches)) if index not in told]
@@ -261,6 +264,7 @@ class _StepJobs:
         self._tally("disrupted", sum(map(_disruptions, _last(pods).values())))
         if left:
             fates += self._fates(name, batches, left, ended, pods)
+        self.census.close(name)
         self.api.delete_job(name)
 
     def _adapt(self, name: str, job: Manifest, pods: Sequence[Manifest]) -> None:
@@ -294,6 +298,7 @@ class _StepJobs:
             if fate.cause == "blocks":
                 yield Outcome(fate.batch, Report(fate.batch.last - fate.batch.first - len(fate.failed), fate.failed))
             elif grown is not None:
+                self.engine.observer.happened(self.step, fate.cause)  # type: ignore[arg-type]
                 rounds.setdefault((grown, current.deaths), []).append(fate.batch)
             elif len(parts := fate.batch.halves()) > 1:
                 rounds.setdefault((current.resources, 0), []).extend(parts)

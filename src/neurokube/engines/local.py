@@ -163,6 +163,8 @@ class Local(Engine):
                 running[future] = entry
             if not running:
                 return
+            at_work = min(len(running), self.workers)
+            self.observer.working(step_name, at_work, len(running) - at_work)
             ended, _ = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED)
             if not ended:
                 yield None
@@ -182,6 +184,7 @@ class Local(Engine):
                 if not _is_loss(error):
                     raise error
                 losses += 1
+                self.observer.happened(step_name, "death")
                 if losses >= _LOSSES:
                     raise NeuroKubeError(
                         f"{step_name}: {losses} workers in a row died before they finished a batch ({error}); "

@@ -11,6 +11,7 @@ from types import FrameType
 
 from rich.progress import Progress
 
+from ..engines import Observer
 from ..engines.base import Engine
 from ..errors import Drained, NeuroKubeError
 from ..progress import console, progress
@@ -31,10 +32,10 @@ class Summary:
     dropped: list[str] = field(default_factory=list)
 
 
-def execute(run: Run, engine: Engine, *, quiet: bool = False) -> Summary:
+def execute(run: Run, engine: Engine, *, observer: Observer | None = None, quiet: bool = False) -> Summary:
     """Run every step that is not done, in order; call again to go on after any interruption.
 
-    A stage with failed blocks holds back only what depends on it.
+    A stage with failed blocks holds back only what depends on it.  An observer is told what happens.
 
     Raises:
         Drained: where Ctrl-C or SIGTERM ended it; all that was done is recorded.
@@ -42,14 +43,22 @@ def execute(run: Run, engine: Engine, *, quiet: bool = False) -> Summary:
         TryAgainError: where the folder is busy, full or read-only.
     """
     with run.lock():
-        return finish(run, engine, quiet=quiet)
+        return finish(run, engine, observer=observer, quiet=quiet)
 
 
-def finish(run: Run, engine: Engine, *, stages: Container[str] | None = None, quiet: bool = False) -> Summary:
+def finish(
+    run: Run,
+    engine: Engine,
+    *,
+    stages: Container[str] | None = None,
+    observer: Observer | None = None,
+    quiet: bool = False,
+) -> Summary:
     """Do what `execute` does, for some stages only where they are named; the lock is held.
 
     Of named stages it is taken for granted that no stored object was lost.
     """
+    engine.observer = observer = observer or Observer()
     with _draining(engine) as asked, engine, engine.hold(run.url):
         summary = Summary(dropped=run.prepare())
         for name in summary.dropped if stages is None else ():
@@ -131,7 +140,9 @@ class _Driver:
                 continue
             if self.whole and (lost := self.run.forget_lost(step)):
                 console.print(f"[yellow]{step.name}: gone from the store: {counted(lost, 'object')}; computed again[/]")
-            if message := _step(self.run, step, self.engine, self.bars, self.summary, self.asked):
+            with self.engine.observer.at_work(step.name):
+                message = _step(self.run, step, self.engine, self.bars, self.summary, self.asked)
+            if message:
                 return message
         if editing:
             Corrections(self.run, planned, EditLog.read(self.run.store, planned.name)).finish()

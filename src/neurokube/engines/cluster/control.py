@@ -8,8 +8,9 @@ from uuid import uuid4
 
 from ...errors import ConfigurationError, TryAgainError
 from ...volumes import Store
+from ..base import run_id
 from .api import Api, Manifest, Refused
-from .manifest import COMPONENT, RUN, STEP, driver_manifest, run_label
+from .manifest import COMPONENT, RUN, STEP, driver_manifest
 from .profile import Profile
 
 _PATIENCE, _INTERVAL = 60.0, 1.0
@@ -56,7 +57,7 @@ def detach(
         if ended(job) is None:
             raise TryAgainError(f"{run_url}: a driver is at work in the cluster already ({_name(job)})")
         api.delete_job(_name(job))
-    name = f"nk-{run_label(run_url)}-driver-{uuid4().hex[:6]}"
+    name = f"nk-{run_id(run_url)}-driver-{uuid4().hex[:6]}"
     try:
         api.create_job(driver_manifest(profile, name, run_url))
     except Refused as refused:
@@ -84,7 +85,7 @@ def cancel(api: Api, run_url: str) -> list[str]:
     if (lease := api.lease(lease_name(run_url))) is not None:
         # a driver somewhere else notices that it lost the run, and makes no further Job
         api.delete_lease(lease_name(run_url), lease["metadata"]["resourceVersion"])
-    jobs = api.jobs(f"{RUN}={run_label(run_url)}")
+    jobs = api.jobs(f"{RUN}={run_id(run_url)}")
     # the driver first, lest it make another
     names = [_name(job) for job in sorted(jobs, key=lambda job: not _is_driver(job))]
     for name in names:
@@ -98,12 +99,12 @@ def overview(api: Api, run_url: str) -> Overview:
     if (lease := api.lease(lease_name(run_url))) is not None:
         found.driver = lease["spec"].get("holderIdentity") or ""
     steps = {}
-    for job in api.jobs(f"{RUN}={run_label(run_url)}"):
+    for job in api.jobs(f"{RUN}={run_id(run_url)}"):
         if not _is_driver(job):
             steps[_name(job)] = step = _step(job)
             found.jobs[step] = found.jobs.get(step, 0) + 1
             found.pods.setdefault(step, Counter())
-    for pod in api.pods(f"{RUN}={run_label(run_url)}"):
+    for pod in api.pods(f"{RUN}={run_id(run_url)}"):
         step = steps.get(pod["metadata"]["labels"].get("batch.kubernetes.io/job-name", ""), "")
         if step:
             found.pods[step][pod["status"].get("phase", "Unknown")] += 1
@@ -120,7 +121,7 @@ def logs(
     With a `step` only what belongs to it.
     """
     if api is not None:
-        for job in api.jobs(f"{RUN}={run_label(run_url)}"):
+        for job in api.jobs(f"{RUN}={run_id(run_url)}"):
             if _is_driver(job) if not step else _step(job) == step:
                 for pod in api.pods(pods_of(_name(job))):
                     if text := api.log(pod["metadata"]["name"], lines):
@@ -139,7 +140,7 @@ def logs(
 
 def lease_name(run_url: str) -> str:
     """Return the name of a run's Lease."""
-    return f"nk-{run_label(run_url)}"
+    return f"nk-{run_id(run_url)}"
 
 
 def pods_of(job: str) -> str:
@@ -186,7 +187,7 @@ def _held_up(pod: Manifest) -> str:
 
 
 def _drivers(api: Api, run_url: str) -> list[Manifest]:
-    return [job for job in api.jobs(f"{RUN}={run_label(run_url)}") if _is_driver(job)]
+    return [job for job in api.jobs(f"{RUN}={run_id(run_url)}") if _is_driver(job)]
 
 
 def _is_driver(job: Manifest) -> bool:

@@ -1,6 +1,5 @@
 """The Job that runs a step, from a Jinja2 template that a user may replace."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from ...errors import ConfigurationError
+from ..base import run_id
 from .profile import Profile, Resources
 
 MANAGED, COMPONENT = "app.kubernetes.io/managed-by", "app.kubernetes.io/component"
@@ -20,11 +20,6 @@ ADDRESS = "neurokube.io/run-url"
 
 PLANNING = ".planning/"
 """Where in a run's folder pods are told what to find out before it is planned, and answer."""
-
-
-def run_label(run_url: str) -> str:
-    """Return the value of the label `RUN`."""
-    return hashlib.sha256(run_url.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,7 @@ def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
 
 def driver_manifest(profile: Profile, name: str, run_url: str) -> dict[str, Any]:
     """Return the Job of a driver that goes on with a run, as Kubernetes takes it."""
-    labels = {**profile.labels, MANAGED: "neurokube", COMPONENT: "driver", RUN: run_label(run_url)}
+    labels = {**profile.labels, MANAGED: "neurokube", COMPONENT: "driver", RUN: run_id(run_url)}
     env = [*_environment(profile), {"name": "NEUROKUBE_DRIVER", "value": name}]
     document: dict[str, Any] = _parsed(
         *_rendered(
