@@ -7,7 +7,9 @@ looks at Jobs by listing them again and again, never by a watch that could end. 
     succeeded                                  its blocks are recorded
     evicted, preempted, its node gone          the Job starts it again, for nothing (podFailurePolicy)
     killed for memory, or evicted over disk    again, in a new Job, with twice as much, to a ceiling
+    on a node that no longer answers           again, in a new Job, when nothing but such pods is left
     failed with blocks that fail               they are in quarantine; the other blocks of it are recorded
+    failed by its surroundings (exit 75)       the Job tries twice more, then the run ends with 75
     ended otherwise                            again, in a new Job, in halves: a block that kills its pod is found
 """
 
@@ -17,27 +19,35 @@ import os
 import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 import yaml
+from rich.markup import escape
 
-from ..errors import ConfigurationError, NeuroKubeError
+from ..errors import ConfigurationError, NeuroKubeError, TryAgainError
+from ..progress import console
 from ..volumes import Store
 from .base import Batch, Engine, Outcome, Report, Work
 from .cluster import Api, Profile, RealApi, Refused, Request, Resources, job_manifest
 from .cluster.api import VERBS, Manifest
+
+T = TypeVar("T")
 
 RUN, STAGE, STEP = (f"neurokube.io/{name}" for name in ("run", "stage", "step"))
 """Labels of Jobs and pods."""
 
 _INTERVAL = 5.0
 _STUCK = 60.0
-"""Seconds after which what holds up every pod ends the run."""
+"""Seconds without a pod at work after which it is looked into why: what no waiting helps ends the run."""
+_PATIENCE = 600.0
+"""Seconds for which a cluster that does not answer is asked again; and between two remarks on what pods wait for."""
 
 _HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
+_HOLDING = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class _Round:
 
 @dataclass(frozen=True)
 class _Fate:
-    """How an index that failed ended: `cause` is memory, storage, blocks or death."""
+    """How an index that failed ended: `cause` is memory, storage, blocks, surroundings, lost or death."""
 
     batch: Batch
     cause: str
@@ -78,6 +88,7 @@ class Kubernetes(Engine):
         self._api: Any = None
         self._interval, self._clock, self._sleep = interval, clock, sleep
         self._stop = False
+        self._remark_after = 0.0
 
     def __enter__(self) -> Self:
         """Connect, and check what the user may do.
@@ -132,7 +143,20 @@ class Kubernetes(Engine):
         except Refused as refused:
             raise NeuroKubeError(f"{step_name}: {refused}; what is recorded is kept, run again to go on") from None
         finally:
-            job.clean_up()
+            # of a cluster that does not answer the next driver takes up what is left
+            with suppress(Refused):
+                job.clean_up()
+
+    def ask(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Ask the cluster, and again for a while where it does not answer or is busy."""
+        began = self._clock()
+        while True:
+            try:
+                return call(*arguments)
+            except Refused as refused:
+                if not refused.passing or self._stop or self._clock() - began > _PATIENCE:
+                    raise
+            self._sleep(self._interval)
 
 
 def batch_of(run_url: str, step: str, job: str) -> Batch:
@@ -178,33 +202,44 @@ class _StepJobs:
         """Create a Job, unless it is there, and follow it to its end; note how indexes failed."""
         name, batches = current.name or self._created(current), current.batches
         told: set[int] = set()
-        moved = self.engine._clock()
+        began = moved = self.engine._clock()
         while True:
-            job = self.api.job(name)
+            job = self.engine.ask(self.api.job, name)
             if job is None:
                 # somebody deleted it: what it had not done is done by the next
-                fates += [_Fate(b, "death", "its Job was deleted") for k, b in enumerate(batches) if k not in told]
+                fates += [_Fate(b, "lost", "its Job was deleted") for k, b in enumerate(batches) if k not in told]
                 return
             status = job.get("status", {})
+            ended = _end(job)
             for index in sorted(_indexes(status.get("completedIndexes", "")) - told):
                 told.add(index)
+                moved = self.engine._clock()
                 yield Outcome(batches[index], Report(batches[index].last - batches[index].first))
-            ended = _end(job)
             if ended is not None:
                 break
             if self.engine._stop:
                 self.api.delete_job(name)
                 return
-            if status.get("ready") or told or status.get("failed"):
+            if status.get("ready"):
                 moved = self.engine._clock()
-            elif self.engine._clock() - moved > _STUCK and (why := self._hopeless(name)):
-                raise NeuroKubeError(f"{self.step}: {why}; no Job is left behind, run again to go on")
+            elif self.engine._clock() - moved > _STUCK:
+                pods = self._pods(name)
+                if not told and not status.get("failed") and (why := self._hopeless(name, pods)):
+                    raise NeuroKubeError(f"{self.step}: {why}; no Job is left behind, run again to go on")
+                going = [pod for pod in pods if not _ended(pod)]
+                if going and all(pod["metadata"].get("deletionTimestamp") for pod in going):
+                    # the Job waits for the end of each, which nobody will tell
+                    fates += [_Fate(b, "lost", "its node is gone") for k, b in enumerate(batches) if k not in told]
+                    self.engine.ask(self.api.delete_job, name)
+                    return
+                self._remark(self._awaited(job, pods))
             yield None
-            self.engine._sleep(self.engine._interval)
+            # short Jobs are looked at often: there are many steps, and most have few blocks
+            self.engine._sleep(min(self.engine._interval, 0.5 + 0.1 * (self.engine._clock() - began)))
         left = [index for index in range(len(batches)) if index not in told]
         if left:
             fates += self._fates(name, batches, left, ended)
-        self.api.delete_job(name)
+        self.engine.ask(self.api.delete_job, name)
 
     def again(
         self, current: _Round, fates: list[_Fate], attempts: int
@@ -213,10 +248,14 @@ class _StepJobs:
         rounds: dict[tuple[Resources, int], list[Batch]] = {}
         for fate in fates:
             grown = self._grown(current.resources, fate.cause)
+            if fate.cause == "surroundings":
+                raise TryAgainError(f"{self.step}: {fate.message}")
             if fate.cause == "blocks":
                 yield Outcome(fate.batch, Report(fate.batch.last - fate.batch.first - len(fate.failed), fate.failed))
             elif grown is not None:
                 rounds.setdefault((grown, current.deaths), []).append(fate.batch)
+            elif fate.cause == "lost":
+                rounds.setdefault((current.resources, current.deaths), []).append(fate.batch)
             elif len(parts := fate.batch.halves()) > 1:
                 rounds.setdefault((current.resources, 0), []).extend(parts)
             elif current.deaths + 1 < attempts:
@@ -236,7 +275,7 @@ class _StepJobs:
     def taken_up(self) -> list[_Round]:
         """Return the Jobs of this step that an earlier driver left at work; delete others."""
         found = []
-        for job in self.api.jobs(self.selector):
+        for job in self.engine.ask(self.api.jobs, self.selector):
             name = job["metadata"]["name"]
             told = self.store.read_json(f"{self.stage}/jobs/{name}.json")
             going_on = not job["metadata"].get("deletionTimestamp") and _end(job) is None
@@ -244,7 +283,7 @@ class _StepJobs:
                 batches = tuple(Batch.parse(text) for text in told["batches"])
                 found.append(_Round(batches, Resources.model_validate(told["resources"]), told["deaths"], name))
             else:
-                self.api.delete_job(name)
+                self.engine.ask(self.api.delete_job, name)
         return found
 
     def _created(self, current: _Round) -> str:
@@ -253,8 +292,11 @@ class _StepJobs:
         told = {"step": self.step, "resources": current.resources.model_dump(), "deaths": current.deaths}
         self.store.write_json(f"{self.stage}/jobs/{name}.json", {**told, "batches": [*map(str, current.batches)]})
         try:
-            self.api.create_job(manifest)
+            self.engine.ask(self.api.create_job, manifest)
         except Refused as refused:
+            if refused.status == 409:
+                # it was created, and the answer was lost
+                return name
             if refused.status in (400, 403, 404, 422):
                 raise ConfigurationError(f"{self.step}: {refused}; correct the profile") from None
             raise
@@ -274,7 +316,7 @@ class _StepJobs:
     # what went wrong
 
     def _fates(self, name: str, batches: Sequence[Batch], left: list[int], ended: Manifest) -> list[_Fate]:
-        pods = self.api.pods(f"batch.kubernetes.io/job-name={name}")
+        pods = self._pods(name)
         if ended.get("reason") == "PodFailurePolicy":
             told = [_said(_worker(pod)) for pod in pods if _worker(pod).get("exitCode") in (64, 78)]
             raise ConfigurationError(f"{self.step}: {told[0] if told else ended.get('message', 'its Job failed')}")
@@ -293,14 +335,41 @@ class _StepJobs:
             return _Fate(batch, "memory", "killed for memory")
         if status.get("reason") == "Evicted" and "ephemeral" in status.get("message", "").lower():
             return _Fate(batch, "storage", status["message"])
+        if worker.get("exitCode") == TryAgainError.exit_code:
+            return _Fate(batch, "surroundings", _said(worker) or "a worker says to try again")
         if failed := _failed_blocks(worker.get("message", "")):
             return _Fate(batch, "blocks", _said(worker), failed)
         said = _said(worker) or status.get("message") or f"exit code {worker.get('exitCode', 'unknown')}"
         return _Fate(batch, "death", said)
 
-    def _hopeless(self, name: str) -> str:
+    def _pods(self, name: str) -> list[Manifest]:
+        return self.engine.ask(self.api.pods, f"batch.kubernetes.io/job-name={name}")
+
+    def _events(self, name: str) -> list[Manifest]:
+        return self.engine.ask(self.api.events, name)
+
+    def _awaited(self, job: Manifest, pods: list[Manifest]) -> str:
+        """Return what pods that do not run wait for, "" where nobody says."""
+        if job["spec"].get("suspend"):
+            return f"queue '{self.profile.queue}' has not admitted its Job yet"
+        for pod in (pod for pod in pods if pod.get("status", {}).get("phase") == "Pending"):
+            for condition in pod["status"].get("conditions", []):
+                if condition["type"] == "PodScheduled" and condition["status"] == "False":
+                    return str(condition.get("message", ""))
+            for event in self._events(pod["metadata"]["name"]):
+                if event.get("type") == "Warning" and event.get("reason") in _HOLDING:
+                    return str(event.get("message", ""))
+        return ""
+
+    def _remark(self, waiting_for: str) -> None:
+        """Say what pods wait for, now and then: it may end by itself, or need somebody."""
+        now = self.engine._clock()
+        if waiting_for and now >= self.engine._remark_after:
+            self.engine._remark_after = now + _PATIENCE
+            console.print(f"[yellow]{self.step}: no pod runs: {escape(_line(waiting_for))}[/]")
+
+    def _hopeless(self, name: str, pods: list[Manifest]) -> str:
         """Return why no pod of a Job will ever run, "" where one may."""
-        pods = self.api.pods(f"batch.kubernetes.io/job-name={name}")
         for pod in pods:
             for container in pod.get("status", {}).get("containerStatuses", []):
                 waiting = container.get("state", {}).get("waiting") or {}
@@ -316,11 +385,10 @@ class _StepJobs:
                 ):
                     return f"{message}; create the claim, or correct 'volumes' in the profile"
         if not pods:
-            for event in self.api.events(name):
+            for event in self._events(name):
                 if event.get("reason") == "FailedCreate":
-                    return (
-                        f"no pod is admitted: {' '.join(event.get('message', '').split())[:300]}; correct the profile"
-                    )
+                    told = _line(event.get("message", ""))
+                    return f"no pod is admitted: {told}; correct the profile, or ask for what is lacking"
         return ""
 
 
@@ -328,6 +396,10 @@ def _end(job: Manifest) -> Manifest | None:
     """Return the condition by which a Job has ended, None where it has not."""
     conditions = job.get("status", {}).get("conditions", [])
     return next((c for c in conditions if c["status"] == "True" and c["type"] in ("Complete", "Failed")), None)
+
+
+def _ended(pod: Manifest) -> bool:
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
 
 def _line(text: str) -> str:
