@@ -24,11 +24,14 @@ class Fate:
     reason: str = "Error"
     disrupted: bool = False
     evicted: str = ""
+    silent: bool = False
+    """Its node no longer answers: the pod is to be deleted, and never ends."""
 
 
 DONE, OOM = Fate(), Fate(137, reason="OOMKilled")
 EVICTED = Fate(85, disrupted=True)
 GONE = Fate(137, disrupted=True)
+SILENT = Fate(silent=True)
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Cluster:
     forbidden: frozenset[tuple[str, str]] = frozenset()
     faults: list[Refused] = field(default_factory=list)
     waiting: Manifest | None = None
+    unscheduled: str = ""
     event_list: list[Manifest] = field(default_factory=list)
     leases: dict[str, Manifest] = field(default_factory=dict)
     versions: int = 0
@@ -128,7 +132,9 @@ class Cluster:
     def _reconcile(self, job: Manifest) -> None:
         spec, status, name = job["spec"], job["status"], job["metadata"]["name"]
         done, failed = status.setdefault("_done", set()), status.setdefault("_failed", set())
-        left = [k for k in range(spec["completions"]) if k not in done | failed]
+        silent = status.setdefault("_silent", set())
+        left = [k for k in range(spec["completions"]) if k not in done | failed | silent]
+        status["ready"] = 0 if self.waiting else min(len(left), spec["parallelism"], self.slots)
         for index in left[: min(spec["parallelism"], self.slots)]:
             if self.waiting is not None:
                 self._pod(job, index, Fate(), self.waiting)
@@ -136,10 +142,13 @@ class Cluster:
             key = (name, index)
             self.attempts[key] = attempt = self.attempts.get(key, 0) + 1
             fate = self.fate(job, index, attempt)
-            if fate.code == 0 and not fate.evicted and not fate.disrupted:
+            if fate == DONE:
                 done.add(index)
                 continue
             self._pod(job, index, fate)
+            if fate.silent:
+                silent.add(index)
+                continue
             action = _action(spec["podFailurePolicy"]["rules"], fate)
             self.ignored[key] = self.ignored.get(key, 0) + (action == "Ignore")
             if action == "FailJob":
@@ -163,8 +172,12 @@ class Cluster:
         state = {"waiting": waiting} if waiting else ended
         status: Manifest = {"phase": "Pending" if waiting else "Failed", "conditions": []}
         status["containerStatuses"] = [{"name": "worker", "state": state}]
+        if waiting and self.unscheduled:
+            status["conditions"].append({"type": "PodScheduled", "status": "False", "message": self.unscheduled})
         if fate.disrupted:
             status["conditions"].append({"type": "DisruptionTarget", "status": "True"})
+        if fate.silent:
+            status |= {"phase": "Running", "containerStatuses": []}
         if fate.evicted:
             status |= {"reason": "Evicted", "message": fate.evicted, "containerStatuses": []}
         labels = job["metadata"]["labels"] | {"batch.kubernetes.io/job-name": name}
@@ -178,6 +191,8 @@ class Cluster:
             "annotations": annotations,
             "creationTimestamp": f"{self.now:012.3f}",
         }
+        if fate.silent:
+            place["deletionTimestamp"] = place["creationTimestamp"]
         self.pod_list.append({"metadata": place, "status": status})
 
 

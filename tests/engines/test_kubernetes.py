@@ -3,18 +3,19 @@
 import json
 import random
 from collections import Counter
+from contextlib import suppress
 from itertools import islice
 from uuid import uuid4
 
 import pytest
-from cluster import DONE, EVICTED, GONE, OOM, Cluster, Fate
+from cluster import DONE, EVICTED, GONE, OOM, SILENT, Cluster, Fate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurokube.engines import Batch, InProcess
 from neurokube.engines.cluster import Profile, Refused
 from neurokube.engines.kubernetes import Kubernetes
-from neurokube.errors import ConfigurationError, NeuroKubeError
+from neurokube.errors import ConfigurationError, NeuroKubeError, TryAgainError
 from neurokube.volumes import Store
 from neurokube.workflow import Run, execute, load_workflow, work
 
@@ -145,6 +146,42 @@ def test_what_a_deleted_job_had_not_done_is_done_by_another(url):
     assert done == [0, 1, 2, 3] and len(cluster.created) == 2
 
 
+def test_what_was_on_a_node_that_no_longer_answers_is_done_by_another_job(url):
+    cluster = Cluster(lambda job, index, attempt: SILENT if index == 2 and len(cluster.created) == 1 else DONE)
+    assert covered(run(cluster, url, 4)) == [0, 1, 2, 3]
+    assert [job["spec"]["completions"] for job in cluster.created] == [4, 1]
+
+
+def test_a_store_that_fails_ends_the_run_and_loses_no_block(url):
+    cluster = Cluster(lambda job, index, attempt: Fate(75, "neurokube: /data: the disk is full") if index else DONE)
+    with pytest.raises(TryAgainError, match=r"fragments/fragments: /data: the disk is full"):
+        run(cluster, url, 3)
+    assert not cluster.held
+
+
+def test_a_cluster_that_does_not_answer_for_minutes_is_waited_for(url):
+    cluster = Cluster(slots=1)
+    with engine_on(cluster) as engine:
+        outcomes = engine.execute(None, url, STEP, list(engine.batches(list(range(4)))), 3)
+        first = [next(outcomes), next(outcomes)]
+        cluster.faults += [Refused(0, "no answer"), Refused(503, "not yet"), Refused(429, "too many")] * 30
+        assert covered([o for o in [*first, *outcomes] if o]) == [0, 1, 2, 3]
+    assert len(cluster.created) == 1
+
+
+def test_what_pods_wait_for_is_said(url, capsys):
+    cluster = Cluster(waiting={"reason": "ContainerCreating"})
+    with engine_on(cluster) as engine:
+        outcomes = engine.execute(None, url, STEP, list(engine.batches(list(range(4)))), 3)
+        message = "0/3 nodes are available: 3 Insufficient memory."
+        cluster.unscheduled = message
+        while cluster.now < 300:
+            next(outcomes)
+        cluster.waiting = None
+        assert covered([o for o in outcomes if o]) == [0, 1, 2, 3]
+    assert " ".join(capsys.readouterr().err.split()).count(message) == 1
+
+
 def test_draining_deletes_the_job(url):
     cluster = Cluster(slots=1)
     with engine_on(cluster) as engine:
@@ -234,7 +271,7 @@ def test_no_history_of_mishaps_loses_a_block(data):
     """Any mix of evictions, deaths, memory kills, killed drivers: every block is done or given up."""
     url = f"memory://{uuid4()}/run"
     blocks, hard = data.draw(st.integers(1, 30)), data.draw(st.sets(st.integers(0, 29), max_size=2))
-    unkind = st.sampled_from([DONE, DONE, EVICTED, GONE, Fate(85), OOM, Fate(137), Fate(1), Fate(75)])
+    unkind = st.sampled_from([DONE, DONE, EVICTED, GONE, SILENT, Fate(85), OOM, Fate(137), Fate(1), Fate(75)])
     drawn: Counter[str] = Counter()
 
     def fate(job, index, attempt):
@@ -246,16 +283,19 @@ def test_no_history_of_mishaps_loses_a_block(data):
     cluster = Cluster(fate, slots=data.draw(st.integers(1, 8)))
     fields = {"indexes": data.draw(st.integers(1, 12)), "ceiling": {"memory": "4Gi"}}
     done, given_up, killed = set(), set(), []
-    for ticks in [*data.draw(st.lists(st.integers(1, 6), max_size=4)), 10**6]:
+    for ticks in [*data.draw(st.lists(st.integers(1, 6), max_size=4)), *[10**6] * 60]:
+        if done | given_up == set(range(blocks)) and ticks == 10**6 and not cluster.held:
+            break
         with engine_on(cluster, **fields) as engine:
             remaining = [block for block in range(blocks) if block not in done | given_up]
             outcomes = engine.execute(None, url, STEP, list(engine.batches(remaining)), 2)
             # one that is never closed stands for a driver that was killed
             killed.append(outcomes)
-            for outcome in islice(outcomes, ticks):
-                if outcome is not None:
-                    told = done if outcome.report else given_up
-                    told |= set(range(outcome.batch.first, outcome.batch.last))
+            with suppress(TryAgainError):
+                for outcome in islice(outcomes, ticks):
+                    if outcome is not None:
+                        told = done if outcome.report else given_up
+                        told |= set(range(outcome.batch.first, outcome.batch.last))
     assert done | given_up == set(range(blocks))
     assert {block for block in hard if block < blocks} <= given_up
     assert not cluster.held

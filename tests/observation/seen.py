@@ -36,7 +36,12 @@ class Seen(Cluster):
     def _listed(self, job: Manifest, index: int, phase: str, attempt: int) -> Manifest:
         spec = job["spec"]["template"]["spec"] | {"nodeName": f"node-{index % 2}"}
         name = f"{job['metadata']['name']}-{index}-{attempt}"
-        return {"metadata": {"name": name}, "spec": spec, "status": {"phase": phase}}
+        noted = self.ignored.get((job["metadata"]["name"], index), 0)
+        annotations = {
+            "batch.kubernetes.io/job-completion-index": str(index),
+            "batch.kubernetes.io/job-index-ignored-failure-count": str(noted),
+        }
+        return {"metadata": {"name": name, "annotations": annotations}, "spec": spec, "status": {"phase": phase}}
 
 
 def computed(job: Manifest, index: int, attempt: int) -> Fate:

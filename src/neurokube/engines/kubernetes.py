@@ -7,7 +7,10 @@ looks at Jobs by listing them again and again, never by a watch that could end. 
     succeeded                                  its blocks are recorded
     evicted, preempted, its node gone          the Job starts it again, for nothing (podFailurePolicy)
     killed for memory, or evicted over disk    again, in a new Job, with twice as much, to a ceiling
+    held back by its limit of processor time   the same
+    on a node that no longer answers           again, in a new Job, when nothing but such pods is left
     failed with blocks that fail               they are in quarantine; the other blocks of it are recorded
+    failed by its surroundings (exit 75)       the Job tries twice more, then the run ends with 75
     ended otherwise                            again, in a new Job, in halves: a block that kills its pod is found
 """
 
@@ -17,34 +20,44 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 import yaml
+from rich.markup import escape
 
-from ..errors import ConfigurationError, NeuroKubeError, TryAgainError
+from ..errors import ConfigurationError, NeuroKubeError, Starved, TryAgainError
+from ..progress import console
 from ..volumes import Store
 from ..words import counted
 from .base import Batch, Engine, Outcome, Report, Work, run_id
 from .cluster import Api, Lease, Profile, RealApi, Refused, Request, Resources, job_manifest
 from .cluster.api import VERBS, Manifest
 from .cluster.census import Census
+from .cluster.control import disruptions, end_of, hopeless, last_of, pods_of, unschedulable
 from .cluster.errand import run_errand
 from .cluster.manifest import ADDRESS, PLANNING, RUN, STAGE, STEP
 
-_INTERVAL, _LOOK = 5.0, 30.0
+T = TypeVar("T")
+
+_INTERVAL, _LOOK = 5.0, 15.0
 """Seconds between looks at a Job, and at its pods."""
 
 _STUCK = 60.0
-"""Seconds after which what holds up every pod ends the run."""
+"""Seconds without a pod at work after which it is looked into why: what no waiting helps ends the run."""
+_PATIENCE = 600.0
+"""Seconds for which a cluster that does not answer is asked again; and between two remarks on what pods wait for."""
 
 _LOGS, _LINES = 20, 500
 """Logs of failed indexes that are kept of a Job, and their last lines."""
 
-_HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
+_LEARNED = ("cpu", "cpu_limit", "memory", "storage")
+"""What a step's pods turn out to need, and the next run begins with."""
+
+_HOLDING = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
 
 
 @dataclass(frozen=True)
@@ -59,12 +72,13 @@ class _Round:
 
 @dataclass(frozen=True)
 class _Fate:
-    """How an index that failed ended: `cause` is memory, storage, blocks or death."""
+    """How an index that failed ended: `cause` is memory, storage, cpu, blocks, surroundings, lost or death."""
 
     batch: Batch
     cause: str
     message: str
     failed: tuple[int, ...] = ()
+    quota: float | None = None
 
 
 class Kubernetes(Engine):
@@ -91,6 +105,7 @@ class Kubernetes(Engine):
         self._stop = False
         # a driver in the cluster that has to go leaves its Jobs at work for the next
         self._hands_over = "NEUROKUBE_DRIVER" in os.environ
+        self._remark_after = 0.0
 
     def __enter__(self) -> Self:
         """Connect, and check what the user may do.
@@ -191,7 +206,20 @@ class Kubernetes(Engine):
             raise NeuroKubeError(f"{step_name}: {refused}; what is recorded is kept, run again to go on") from None
         finally:
             if not self.leaves:
-                job.clean_up()
+                # of a cluster that does not answer the next driver takes up what is left
+                with suppress(Refused):
+                    job.clean_up()
+
+    def ask(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Ask the cluster, and again for a while where it does not answer or is busy."""
+        began = self._clock()
+        while True:
+            try:
+                return call(*arguments)
+            except Refused as refused:
+                if not refused.passing or self._stop or self._clock() - began > _PATIENCE:
+                    raise
+            self._sleep(self._interval)
 
     @property
     def leaves(self) -> bool:
@@ -209,7 +237,7 @@ class _StepJobs:
         self.profile = engine.profile.of(self.stage)
         self.labels = {RUN: run_id(run_url), STAGE: _label(self.stage), STEP: _label(name)}
         self.selector = ",".join(f"{k}={v}" for k, v in self.labels.items())
-        self.census = Census(self.api, engine.observer, step, self.profile.gpu_resource)
+        self.census = Census(engine.observer, step, self.profile.gpu_resource)
 
     # what a step needs, as found out before
 
@@ -221,7 +249,7 @@ class _StepJobs:
         """Return what pods get to begin with: what the profile says, or what an earlier run found that they need."""
         found = self.store.read_json(self._memory)
         told = self.profile.resources
-        return told if found is None else told.model_copy(update={k: found[k] for k in ("memory", "storage")})
+        return told if found is None else told.model_copy(update={k: v for k, v in found.items() if k in _LEARNED})
 
     # a Job
 
@@ -229,18 +257,21 @@ class _StepJobs:
         """Create a Job, unless it is there, and follow it to its end; note how indexes failed."""
         name, batches = current.name or self._created(current), current.batches
         told: set[int] = set()
-        moved = looked = self.engine._clock()
+        began = moved = looked = self.engine._clock()
+        if self.engine.observer.watches_pods:
+            looked -= _LOOK
         while True:
-            job = self.api.job(name)
+            job = self.engine.ask(self.api.job, name)
             if job is None:
                 # somebody deleted it: what it had not done is done by the next
-                fates += [_Fate(b, "death", "its Job was deleted") for k, b in enumerate(batches) if k not in told]
+                fates += [_Fate(b, "lost", "its Job was deleted") for k, b in enumerate(batches) if k not in told]
                 return
             status = job.get("status", {})
+            ended = end_of(job)
             for index in sorted(_indexes(status.get("completedIndexes", "")) - told):
                 told.add(index)
+                moved = self.engine._clock()
                 yield Outcome(batches[index], Report(batches[index].last - batches[index].first))
-            ended = _end(job)
             if ended is not None:
                 break
             if self.engine.lease is not None and self.engine.lease.lost():
@@ -249,23 +280,40 @@ class _StepJobs:
                 if not self.engine.leaves:
                     self.api.delete_job(name)
                 return
-            if self.engine._clock() - looked >= _LOOK:
-                looked = self.engine._clock()
-                self._adapt(name, job, self.api.pods(_pods_of(name)))
-            if status.get("ready") or told or status.get("failed"):
+            if status.get("ready"):
                 moved = self.engine._clock()
-            elif self.engine._clock() - moved > _STUCK and (why := self._hopeless(name)):
-                raise NeuroKubeError(f"{self.step}: {why}; no Job is left behind, run again to go on")
-            self.census.look(name, self.engine._clock())
+            if self.engine._clock() - looked >= _LOOK:
+                looked, pods = self.engine._clock(), self._pods(name)
+                self.census.look(name, pods)
+                self._adapt(name, job, pods)
+                if looked - moved > _STUCK and self._stuck(job, pods, fresh=not told and not status.get("failed")):
+                    fates += [_Fate(b, "lost", "its node is gone") for k, b in enumerate(batches) if k not in told]
+                    self.engine.ask(self.api.delete_job, name)
+                    return
             yield None
-            self.engine._sleep(self.engine._interval)
+            # short Jobs are looked at often: there are many steps, and most have few blocks
+            self.engine._sleep(min(self.engine._interval, 0.5 + 0.1 * (self.engine._clock() - began)))
         left = [index for index in range(len(batches)) if index not in told]
-        pods = self.api.pods(_pods_of(name))
-        self._tally("disrupted", sum(map(_disruptions, _last(pods).values())))
+        pods = self._pods(name)
+        self._tally("disrupted", disruptions(pods))
         if left:
             fates += self._fates(name, batches, left, ended, pods)
-        self.census.close(name)
-        self.api.delete_job(name)
+        self.census.close(name, pods)
+        self.engine.ask(self.api.delete_job, name)
+
+    def _stuck(self, job: Manifest, pods: list[Manifest], *, fresh: bool) -> bool:
+        """Say what pods wait for; return whether the Job waits for the end of pods that nobody will tell.
+
+        Raises:
+            NeuroKubeError: where a Job that is `fresh`, of which no pod ever ran, waits in vain.
+        """
+        if fresh and (why := hopeless(pods, lambda: self._events(job["metadata"]["name"]))):
+            raise NeuroKubeError(f"{self.step}: {why}; no Job is left behind, run again to go on")
+        going = [pod for pod in pods if not _ended(pod)]
+        if going and all(pod["metadata"].get("deletionTimestamp") for pod in going):
+            return True
+        self._remark(self._awaited(job, pods))
+        return False
 
     def _adapt(self, name: str, job: Manifest, pods: Sequence[Manifest]) -> None:
         """Ask for as many pods as the cluster has room for, and a few that wait, so that it may grow."""
@@ -277,7 +325,7 @@ class _StepJobs:
         wanted = there + max(1, there // 4) if any(map(unschedulable, pods)) else 2 * now
         wanted = max(1, min(max(wanted, self.profile.least), self.profile.parallelism, left))
         if wanted != now:
-            self.api.patch_job(name, {"spec": {"parallelism": wanted}})
+            self.engine.ask(self.api.patch_job, name, {"spec": {"parallelism": wanted}})
 
     def _tally(self, what: str, count: int) -> None:
         """Add to what befell the pods of this step, in all its Jobs."""
@@ -294,12 +342,16 @@ class _StepJobs:
         for cause, count in Counter(fate.cause for fate in fates).items():
             self._tally(cause, count)
         for fate in fates:
-            grown = self._grown(current.resources, fate.cause)
+            grown = self._grown(current.resources, fate)
+            if fate.cause == "surroundings":
+                raise TryAgainError(f"{self.step}: {fate.message}")
             if fate.cause == "blocks":
                 yield Outcome(fate.batch, Report(fate.batch.last - fate.batch.first - len(fate.failed), fate.failed))
             elif grown is not None:
                 self.engine.observer.happened(self.step, fate.cause)  # type: ignore[arg-type]
                 rounds.setdefault((grown, current.deaths), []).append(fate.batch)
+            elif fate.cause == "lost":
+                rounds.setdefault((current.resources, current.deaths), []).append(fate.batch)
             elif len(parts := fate.batch.halves()) > 1:
                 rounds.setdefault((current.resources, 0), []).extend(parts)
             elif current.deaths + 1 < attempts:
@@ -308,26 +360,28 @@ class _StepJobs:
                 yield Outcome(fate.batch, None, f"its pod died {counted(current.deaths + 1, 'time')}: {fate.message}")
         return [_Round(tuple(batches), resources, deaths) for (resources, deaths), batches in rounds.items()]
 
-    def _grown(self, now: Resources, cause: str) -> Resources | None:
-        if cause not in ("memory", "storage"):
+    def _grown(self, now: Resources, fate: _Fate) -> Resources | None:
+        """Return the resources with more of what a pod lacked, None where it lacked nothing or had the most."""
+        cause = fate.cause
+        if cause not in ("memory", "storage", "cpu"):
             return None
-        grown = now.doubled(cause, getattr(self.profile.ceiling, cause))
+        grown = now.doubled(cause, getattr(self.profile.ceiling, cause), fate.quota)
         if grown is not None:
-            self.store.write_json(self._memory, {"memory": grown.memory, "storage": grown.storage})
+            self.store.write_json(self._memory, grown.model_dump(include=set(_LEARNED)))
         return grown
 
     def taken_up(self) -> list[_Round]:
         """Return the Jobs of this step that an earlier driver left at work; delete others."""
         found = []
-        for job in self.api.jobs(self.selector):
+        for job in self.engine.ask(self.api.jobs, self.selector):
             name = job["metadata"]["name"]
             told = self.store.read_json(f"{self.stage}/jobs/{name}.json")
-            going_on = not job["metadata"].get("deletionTimestamp") and _end(job) is None
+            going_on = not job["metadata"].get("deletionTimestamp") and end_of(job) is None
             if told is not None and going_on:
                 batches = tuple(Batch.parse(text) for text in told["batches"])
                 found.append(_Round(batches, Resources.model_validate(told["resources"]), told["deaths"], name))
             else:
-                self.api.delete_job(name)
+                self.engine.ask(self.api.delete_job, name)
         return found
 
     def _created(self, current: _Round) -> str:
@@ -338,8 +392,11 @@ class _StepJobs:
             self.engine.lease.check()
         self.store.write_json(f"{self.stage}/jobs/{name}.json", {**told, "batches": [*map(str, current.batches)]})
         try:
-            self.api.create_job(manifest)
+            self.engine.ask(self.api.create_job, manifest)
         except Refused as refused:
+            if refused.status == 409:
+                # it was created, and the answer was lost
+                return name
             if refused.status in (400, 403, 404, 422):
                 raise ConfigurationError(f"{self.step}: {refused}; correct the profile") from None
             raise
@@ -361,7 +418,7 @@ class _StepJobs:
     def _fates(
         self, name: str, batches: Sequence[Batch], left: list[int], ended: Manifest, pods: Sequence[Manifest]
     ) -> list[_Fate]:
-        last = {index: pod for index, pod in _last(pods).items() if pod.get("status", {}).get("phase") == "Failed"}
+        last = {index: pod for index, pod in last_of(pods).items() if pod.get("status", {}).get("phase") == "Failed"}
         for index in left[:_LOGS]:
             if index in last and (log := self.api.log(last[index]["metadata"]["name"], _LINES)):
                 self.store.write(f"{self.stage}/jobs/{name}.{index}.log", log.encode())
@@ -378,69 +435,45 @@ class _StepJobs:
             return _Fate(batch, "memory", "killed for memory")
         if status.get("reason") == "Evicted" and "ephemeral" in status.get("message", "").lower():
             return _Fate(batch, "storage", status["message"])
-        if failed := _failed_blocks(worker.get("message", "")):
-            return _Fate(batch, "blocks", _said(worker), failed)
+        if worker.get("exitCode") == TryAgainError.exit_code:
+            return _Fate(batch, "surroundings", _said(worker) or "a worker says to try again")
+        told = _told(worker.get("message", ""))
+        if worker.get("exitCode") == Starved.exit_code:
+            return _Fate(batch, "cpu", _said(worker), quota=told.get("quota"))
+        if failed := told.get("failed"):
+            return _Fate(batch, "blocks", _said(worker), tuple(int(block) for block in failed))
         said = _said(worker) or status.get("message") or f"exit code {worker.get('exitCode', 'unknown')}"
         return _Fate(batch, "death", said)
 
-    def _hopeless(self, name: str) -> str:
-        """Return why no pod of a Job will ever run, "" where one may."""
-        pods = self.api.pods(_pods_of(name))
-        for pod in pods:
-            for container in pod.get("status", {}).get("containerStatuses", []):
-                waiting = container.get("state", {}).get("waiting") or {}
-                if waiting.get("reason") in _HOPELESS:
-                    what = waiting.get("message") or waiting["reason"]
-                    return f"pods cannot start: {_line(what)}; correct 'image' or 'secrets' in the profile"
-            for condition in pod.get("status", {}).get("conditions", []):
-                message = condition.get("message", "")
-                if (
-                    condition["type"] == "PodScheduled"
-                    and "persistentvolumeclaim" in message
-                    and "not found" in message
-                ):
-                    return f"{message}; create the claim, or correct 'volumes' in the profile"
-        if not pods:
-            for event in self.api.events(name):
-                if event.get("reason") == "FailedCreate":
-                    return (
-                        f"no pod is admitted: {' '.join(event.get('message', '').split())[:300]}; correct the profile"
-                    )
+    def _pods(self, name: str) -> list[Manifest]:
+        return self.engine.ask(self.api.pods, pods_of(name))
+
+    def _events(self, name: str) -> list[Manifest]:
+        return self.engine.ask(self.api.events, name)
+
+    def _awaited(self, job: Manifest, pods: list[Manifest]) -> str:
+        """Return what pods that do not run wait for, "" where nobody says."""
+        if job["spec"].get("suspend"):
+            return f"queue '{self.profile.queue}' has not admitted its Job yet"
+        for pod in (pod for pod in pods if pod.get("status", {}).get("phase") == "Pending"):
+            for condition in pod["status"].get("conditions", []):
+                if condition["type"] == "PodScheduled" and condition["status"] == "False":
+                    return str(condition.get("message", ""))
+            for event in self._events(pod["metadata"]["name"]):
+                if event.get("type") == "Warning" and event.get("reason") in _HOLDING:
+                    return str(event.get("message", ""))
         return ""
 
-
-def _pods_of(job: str) -> str:
-    return f"batch.kubernetes.io/job-name={job}"
-
-
-def _last(pods: Iterable[Manifest]) -> dict[int, Manifest]:
-    """Return the last pod of each index."""
-    last: dict[int, Manifest] = {}
-    for pod in sorted(pods, key=lambda p: str(p["metadata"].get("creationTimestamp", ""))):
-        index = pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index")
-        if index is not None:
-            last[int(index)] = pod
-    return last
+    def _remark(self, waiting_for: str) -> None:
+        """Say what pods wait for, now and then: it may end by itself, or need somebody."""
+        now = self.engine._clock()
+        if waiting_for and now >= self.engine._remark_after:
+            self.engine._remark_after = now + _PATIENCE
+            console.print(f"[yellow]{self.step}: no pod runs: {escape(_line(waiting_for))}[/]")
 
 
-def _disruptions(pod: Manifest) -> int:
-    """Return how many pods of its index were disrupted before, by what the Job controller noted."""
-    noted = pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-index-ignored-failure-count", "0")
-    return int(noted)
-
-
-def unschedulable(pod: Manifest) -> str:
-    """Return why a pod finds no node, "" where it has one or has not been looked at."""
-    for condition in pod.get("status", {}).get("conditions", []):
-        if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
-            return str(condition.get("message", "")) or "no node has room"
-    return ""
-
-
-def _end(job: Manifest) -> Manifest | None:
-    """Return the condition by which a Job has ended, None where it has not."""
-    conditions = job.get("status", {}).get("conditions", [])
-    return next((c for c in conditions if c["status"] == "True" and c["type"] in ("Complete", "Failed")), None)
+def _ended(pod: Manifest) -> bool:
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
 
 def _line(text: str) -> str:
@@ -478,15 +511,17 @@ def _said(worker: Manifest) -> str:
     return lines[-1].removeprefix("neurokube: ")[:500] if lines else ""
 
 
-def _failed_blocks(message: str) -> tuple[int, ...]:
-    """Return the blocks that a worker said it put into quarantine: a line of JSON among its last."""
+def _told(message: str) -> Manifest:
+    """Return what a worker said of its share: a line of JSON among its last."""
     for line in reversed(message.splitlines()):
         if line.startswith("{"):
             try:
-                return tuple(int(block) for block in json.loads(line)["failed"])
-            except (ValueError, KeyError, TypeError):
+                told = json.loads(line)
+            except ValueError:
                 continue
-    return ()
+            if isinstance(told, dict) and "failed" in told:
+                return told
+    return {}
 
 
 def _label(text: str) -> str:

@@ -29,6 +29,11 @@ class Refused(NeuroKubeError):
         super().__init__(f"the Kubernetes API refused ({status}): {message}")
         self.status, self.message = status, message
 
+    @property
+    def passing(self) -> bool:
+        """Whether the same may be granted a little later: no answer, too many requests, a server that is not well."""
+        return self.status in (0, 429) or self.status >= 500
+
 
 class Api(Protocol):
     """What the engine asks of a cluster, in one namespace."""

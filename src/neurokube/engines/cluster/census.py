@@ -3,67 +3,57 @@
 Only to be looked at, never to decide by: what the engine does follows from Jobs and the ledger.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..observer import Observer, Pod
-from .api import Api, Manifest, Refused
+from .api import Manifest
+from .control import disruptions
 from .profile import amount
 
-INTERVAL = 15.0
-"""Seconds between two looks, each a request for every 500 pods of a Job."""
-
-_DRAINED, _BLOCKS_FAILED = 85, (1, 64, 65, 78)
+_DRAINED, _BLOCKS_FAILED = 85, (1, 64, 65, 78, 86)
 """Exit codes by which no worker died."""
 
 
 class Census:
     """Tells an observer of the pods of a step's Jobs.
 
-    A pod counts as evicted where Kubernetes says so, where it ended because it was asked to, and where it is gone
-    although its Job is at work.  One that comes and goes between two looks is not seen.
+    Evictions are those that the Job controller counted: none is missed between two looks.  A death is missed whose pod
+    is gone before the next look.
     """
 
-    def __init__(self, api: Api, observer: Observer, step: str, gpu_resource: str) -> None:
-        self._api, self._observer, self._step, self._gpu_resource = api, observer, step, gpu_resource
-        self._looked: dict[str, float] = {}
+    def __init__(self, observer: Observer, step: str, gpu_resource: str) -> None:
+        self._observer, self._step, self._gpu_resource = observer, step, gpu_resource
+        self._evictions: dict[str, int] = {}
         self._alive: dict[str, dict[str, Pod]] = {}
         self._ended: dict[str, set[str]] = {}
 
-    def look(self, job: str, now: float) -> None:
-        """Look at the pods of a Job that is at work, unless that was a moment ago; `now` is in seconds."""
-        if self._observer.watches_pods and now - self._looked.get(job, -INTERVAL) >= INTERVAL:
-            self._looked[job] = now
-            self._count(job)
-
-    def close(self, job: str) -> None:
-        """Look a last time at the pods of a Job that has ended, before it is deleted."""
+    def look(self, job: str, pods: Sequence[Manifest]) -> None:
+        """Count the pods of a Job that is at work."""
         if self._observer.watches_pods:
-            self._count(job)
-            for kept in (self._looked, self._alive, self._ended):
+            self._count(job, pods)
+
+    def close(self, job: str, pods: Sequence[Manifest]) -> None:
+        """Count the pods of a Job that has ended a last time."""
+        if self._observer.watches_pods:
+            self._count(job, pods)
+            for kept in (self._alive, self._ended, self._evictions):
                 kept.pop(job, None)
             self._tell()
 
-    def _count(self, job: str) -> None:
-        try:
-            pods = self._api.pods(f"batch.kubernetes.io/job-name={job}")
-        except Refused:
-            # the engine meets the same fault, and is the one to judge it
-            return
-        names = {pod["metadata"]["name"] for pod in pods}
+    def _count(self, job: str, pods: Sequence[Manifest]) -> None:
         ended = self._ended.setdefault(job, set())
         alive: dict[str, Pod] = {}
-        gone = len(self._alive.get(job, {}).keys() - names)
-        evicted, died = gone, 0
+        evictions, died = disruptions(pods), 0
+        evicted = max(0, evictions - self._evictions.get(job, 0))
+        self._evictions[job] = max(evictions, self._evictions.get(job, 0))
         for pod in pods:
             name, phase = pod["metadata"]["name"], pod.get("status", {}).get("phase")
             if phase in ("Pending", "Running"):
                 alive[name] = self._seen(pod)
             elif name not in ended:
                 ended.add(name)
-                if phase == "Failed" and _evicted(pod):
-                    evicted += 1
-                elif phase == "Failed" and _code(pod) not in _BLOCKS_FAILED:
-                    died += 1
+                died += phase == "Failed" and not _evicted(pod) and _code(pod) not in _BLOCKS_FAILED
         self._alive[job] = alive
         for what, number in (("eviction", evicted), ("death", died)):
             if number:

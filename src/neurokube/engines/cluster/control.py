@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -54,7 +54,7 @@ def detach(
         ConfigurationError: where it cannot start; no Job is left behind.
     """
     for job in _drivers(api, run_url):
-        if ended(job) is None:
+        if end_of(job) is None:
             raise TryAgainError(f"{run_url}: a driver is at work in the cluster already ({_name(job)})")
         api.delete_job(_name(job))
     name = f"nk-{run_id(run_url)}-driver-{uuid4().hex[:6]}"
@@ -65,16 +65,17 @@ def detach(
     began = clock()
     while clock() - began < _PATIENCE:
         now = api.job(name)
-        if now is None or ended(now) is not None:
+        if now is None or end_of(now) is not None:
             break
         pods = api.pods(pods_of(name))
         if any(pod["status"].get("phase") in ("Running", "Succeeded") for pod in pods):
             return name, ""
         sleep(_INTERVAL)
-    if why := hopeless(api, name):
+    pods = api.pods(pods_of(name))
+    if why := hopeless(pods, lambda: api.events(name)):
         api.delete_job(name)
         raise ConfigurationError(f"the driver: {why}; no Job is left behind")
-    return name, next(filter(None, map(unschedulable, api.pods(pods_of(name)))), "")
+    return name, next(filter(None, map(unschedulable, pods)), "")
 
 
 def cancel(api: Api, run_url: str) -> list[str]:
@@ -148,10 +149,34 @@ def pods_of(job: str) -> str:
     return f"batch.kubernetes.io/job-name={job}"
 
 
-def ended(job: Manifest) -> Manifest | None:
+def end_of(job: Manifest) -> Manifest | None:
     """Return the condition by which a Job has ended, None where it has not."""
     conditions = job.get("status", {}).get("conditions", [])
     return next((c for c in conditions if c["status"] == "True" and c["type"] in ("Complete", "Failed")), None)
+
+
+def last_of(pods: Iterable[Manifest]) -> dict[int, Manifest]:
+    """Return the last pod of each index of a Job."""
+    last: dict[int, Manifest] = {}
+    for pod in sorted(pods, key=lambda p: str(p["metadata"].get("creationTimestamp", ""))):
+        index = pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index")
+        if index is not None:
+            last[int(index)] = pod
+    return last
+
+
+def disruptions(pods: Iterable[Manifest]) -> int:
+    """Return how many pods of a Job were disrupted so far.
+
+    The Job controller notes on each pod how many of its index there were before that did not count as failures.
+    """
+    noted = "batch.kubernetes.io/job-index-ignored-failure-count"
+    found: dict[str, int] = {}
+    for pod in pods:
+        told = pod["metadata"].get("annotations", {})
+        index = told.get("batch.kubernetes.io/job-completion-index", "")
+        found[index] = max(found.get(index, 0), int(told.get(noted, "0")))
+    return sum(found.values())
 
 
 def unschedulable(pod: Manifest) -> str:
@@ -162,9 +187,8 @@ def unschedulable(pod: Manifest) -> str:
     return ""
 
 
-def hopeless(api: Api, job: str) -> str:
-    """Return why no pod of a Job will ever run, and the remedy; "" where one may."""
-    pods = api.pods(pods_of(job))
+def hopeless(pods: Sequence[Manifest], events: Callable[[], list[Manifest]]) -> str:
+    """Return why no pod of a Job will ever run, and the remedy; "" where one may.  `events` are those about the Job."""
     for pod in pods:
         if what := _held_up(pod):
             return f"pods cannot start: {what}; correct 'image' or 'secrets' in the profile"
@@ -172,7 +196,7 @@ def hopeless(api: Api, job: str) -> str:
         if "persistentvolumeclaim" in message and "not found" in message:
             return f"{message}; create the claim, or correct 'volumes' in the profile"
     if not pods:
-        for event in api.events(job):
+        for event in events():
             if event.get("reason") == "FailedCreate":
                 return f"no pod is admitted: {' '.join(event.get('message', '').split())[:300]}; correct the profile"
     return ""

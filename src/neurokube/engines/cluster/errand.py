@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from ...errors import ConfigurationError, Drained, NeuroKubeError, TryAgainError
 from .api import Api, Manifest, Refused
-from .control import ended, hopeless, pods_of
+from .control import end_of, hopeless, pods_of
 from .manifest import Request, job_manifest
 from .profile import Profile
 
@@ -41,7 +41,7 @@ def run_errand(
             job = api.job(request.name)
             if job is None:
                 raise TryAgainError(f"{request.step}: its Job was deleted; run again to go on")
-            end = ended(job)
+            end = end_of(job)
             pods = api.pods(pods_of(request.name))
             if job.get("status", {}).get("ready") or end is not None:
                 moved = clock()
@@ -52,7 +52,7 @@ def run_errand(
                 return
             if stop():
                 raise Drained(f"{request.step}: stopped; run again to go on")
-            if clock() - moved > _STUCK and (why := hopeless(api, request.name)):
+            if clock() - moved > _STUCK and (why := hopeless(pods, lambda: api.events(request.name))):
                 raise ConfigurationError(f"{request.step}: {why}; no Job is left behind")
             sleep(_INTERVAL)
     finally:

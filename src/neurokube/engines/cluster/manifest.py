@@ -62,7 +62,7 @@ def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
         parallelism=min(profile.parallelism, request.indexes),
         retries=request.retries,
         command=request.command or ["neurokube", "work", request.run_url, request.step, "--job", request.name],
-        env=_environment(profile),
+        env=_environment(profile, *_starving(profile, request.resources)),
         resources=_resources(profile, request.resources),
     )
     document: dict[str, Any] = _parsed(where, text)
@@ -118,10 +118,15 @@ def _parsed(where: str, text: str) -> Any:
         raise ConfigurationError(f"{where}: no Job comes of it ({str(error).splitlines()[0]}); correct it") from None
 
 
-def _environment(profile: Profile) -> list[dict[str, str]]:
+def _starving(profile: Profile, resources: Resources) -> list[tuple[str, str]]:
+    """Let pods stop that lack processor time, where there is more to be had."""
+    return [("NEUROKUBE_STARVES", "1")] if resources.doubled("cpu", profile.ceiling.cpu) is not None else []
+
+
+def _environment(profile: Profile, *more: tuple[str, str]) -> list[dict[str, str]]:
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     home = {"HOME": "/tmp", "TMPDIR": "/tmp"}
-    return [{"name": name, "value": value} for name, value in {**threads, **home, **profile.env}.items()]
+    return [{"name": name, "value": value} for name, value in {**threads, **home, **dict(more), **profile.env}.items()]
 
 
 def _resources(profile: Profile, resources: Resources) -> dict[str, dict[str, str]]:
