@@ -1,13 +1,17 @@
 """Cluster profiles, and the Jobs that are made of them."""
 
+from pathlib import Path
+
 import kubernetes_validate
 import pytest
 import yaml
 
 from neurokube.engines.cluster import Profile, Request, Resources, job_manifest, load_profile
+from neurokube.engines.cluster.api import VERBS
 from neurokube.engines.cluster.profile import amount
 from neurokube.errors import ConfigurationError, NeuroKubeError
 
+DEPLOY = Path(__file__).parents[2] / "deploy"
 FULL = {
     "namespace": "my-lab",
     "image": "registry.example.org/neurokube:1",
@@ -124,3 +128,18 @@ def test_a_dry_run_prints_the_jobs_and_writes_nothing(command, tmp_path):
     assert code == 0 and jobs[0]["spec"]["completions"] == 8
     assert all(job["kind"] == "Job" and job["metadata"]["namespace"] == "my-lab" for job in jobs)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("version", ["1.33", "1.34", "1.35", "1.36"])
+def test_what_is_applied_by_hand_is_what_kubernetes_takes(version):
+    for file in DEPLOY.glob("*.yaml"):
+        for document in yaml.safe_load_all(file.read_text()):
+            kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_the_role_of_a_driver_is_what_it_does():
+    role = yaml.safe_load((DEPLOY / "driver-role.yaml").read_text())
+    granted = {
+        (v, g, r) for rule in role["rules"] for v in rule["verbs"] for g in rule["apiGroups"] for r in rule["resources"]
+    }
+    assert granted == set(VERBS)

@@ -125,6 +125,8 @@ class Profile(_Model):
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
     service_account: str | None = None
+    user: PositiveInt = Field(1000, description="number of the user that pods run as: one who may write the workspace")
+    group: PositiveInt = Field(1000, description="number of the group that pods run as")
     resources: Resources = Resources()
     ceiling: Ceiling = Ceiling()
     gpu_resource: str = Field("nvidia.com/gpu", description="what the cluster calls a GPU")
