@@ -4,6 +4,8 @@ A pod's `work RUN STEP --job JOB` goes by a short way: there may be hundreds of 
 command lines for people takes a third of the time that one needs to start.
 """
 
+import os
+import signal
 import sys
 
 
@@ -11,6 +13,8 @@ def main() -> None:
     """Run the command line."""
     match sys.argv[1:]:
         case ["work", run, step, "--job", job] if not run.startswith("-"):
+            # the first process of a container does not end by a signal that it has no handler for
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(85))
             from .workflow.pod import main as work
 
             work(run, step, job)

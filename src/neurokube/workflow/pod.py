@@ -65,8 +65,6 @@ def batch_of(run: str, step: str, job: str) -> Batch:
 
 def main(run: str, step: str, job: str) -> None:
     """Do what `neurokube work RUN STEP --job JOB` does, and exit as it would."""
-    # asked to stop before there is anything to stop
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(Drained.exit_code))
     try:
         index = os.environ.get("JOB_COMPLETION_INDEX", "")
         share = batch_of(run, step, job)

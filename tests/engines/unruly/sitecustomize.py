@@ -2,18 +2,22 @@
 
 `mishaps.json` beside it says what befalls which block: {"<stage>/<step> <block>": {"do": ..., "times": ...}}, the
 block "*" being any.  Done at most so many times over all pods, which claim their turn by making a file.
+
+Where there is a folder `begun`, each process writes there which blocks it begins, and when it began itself.
 """
 
 import importlib.util
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
+BEGAN = time.time()
 WORKER = "neurokube.workflow.worker"
 
 
@@ -48,6 +52,9 @@ class Unruly:
 
 
 def befall(step, block):
+    if (HERE / "begun").is_dir():
+        with (HERE / "begun" / f"{socket.gethostname()}-{os.getpid()}").open("a") as file:
+            file.write(f"{BEGAN} {step} {block}\n")
     told = json.loads((HERE / "mishaps.json").read_text())
     for key in (f"{step} {block}", f"{step} *"):
         if key in told and turn(key, told[key].get("times", 10**6)):
