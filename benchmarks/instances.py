@@ -234,13 +234,14 @@ def priors(options: argparse.Namespace) -> None:
         scores: dict[str, list[float]] = {}
         for how, prefix in (("plain", None), ("priors", ""), ("shuffled", "shuffled-")):
             stages: dict[str, Any] = dict(cut)
-            more: dict[str, Any] = {}
-            if prefix is not None:
-                channels = {name: prefix + name for name in maps}
-                stages["lifted"] = {"priors": {"classes": {"channels": channels, "repel": 3}}}
-                more = {"lifted": "lifted"}
             for bias in biases:
                 tag = round(100 * bias)
+                more: dict[str, Any] = {}
+                if prefix is not None:
+                    channels = {name: prefix + name for name in maps}
+                    classes = {"channels": channels, "repel": 3}
+                    stages[f"lifted-{tag}"] = {"stage": "lifted", "priors": {"classes": classes}}
+                    more = {"lifted": f"lifted-{tag}"}
                 stages[f"multicut-{tag}"] = {"stage": "multicut", "bias": bias, "smallest": 100, **more}
                 stages[f"segmentation-{tag}"] = {"stage": "segmentation", "multicut": f"multicut-{tag}"}
             done = run(folder, how, stages, InProcess(), **{k: v for k, v in paths.items() if k != "labels"})

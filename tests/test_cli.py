@@ -220,6 +220,10 @@ def test_status_as_json_is_valid_and_complete(call):
 
 def test_a_plan_as_json_agrees_with_the_run(call):
     rows = json.loads(call("plan", "whole.yaml", "--json")[1])
+    known = {row["step"]: row["bytes"] for row in rows}
+    assert known["segmentation/segmentation"] == 8 * np.prod(SHAPE)
+    assert known["graph/edges"] is known["multicut/costs"] is None
+    assert "-: tables" in call("plan", "whole.yaml")[1]
     state = json.loads(call("status", "runs/whole", "--json")[1])
     assert {row["step"]: row["blocks"] for row in rows} == {
         name: step["blocks"] for name, step in state["steps"].items()
@@ -256,6 +260,34 @@ def test_a_block_that_fails_ends_work_with_1_and_is_named(call, folder, tmp_path
     code, output, _ = call("status", run.url)
     assert code == 1
     assert "failed: graph/edges block 0" in output
+
+
+def test_what_a_run_has_not_finished_is_not_scored(call, folder, tmp_path):
+    (tmp_path / "w.yaml").write_text(WORKFLOW.format(name="r").replace("image.zarr", str(folder / "image.zarr")))
+    run = Run.planned(load_workflow(str(tmp_path / "w.yaml")))
+    run.prepare()
+    begun = [step for step in run.plan.steps if step.startswith(("boundaries", "fragments"))]
+    for step in begun[:-1]:
+        assert call("work", run.url, step)[0] == 0
+    assert call("work", run.url, begun[-1], "--batch", "0/2")[0] == 0
+    cells = f"{folder}/runs/whole/segmentation/segmentation"
+    missing = f"lacks 8 of 8 blocks; not finished yet: {begun[-1]}, graph/"
+    for arguments in ([f"{run.url}/segmentation/segmentation", cells], [cells, f"{run.url}/segmentation/segmentation"]):
+        refuse(call, 65, missing, "evaluate", *arguments)
+    refuse(call, 65, "go on with 'neurokube run WORKFLOW'", "evaluate", *arguments)
+    assert call("evaluate", cells, cells)[0] == 0
+    fragments = f"{run.url}/fragments/fragments"
+    refuse(call, 65, "lacks 4 of 8 blocks", "evaluate", fragments, cells)
+    code, _, errors = call("evaluate", fragments, cells, "--region", "0:8,0:64,0:64", "-q")
+    assert (code, errors) == (0, "")
+
+
+def test_what_a_run_left_is_scored_where_the_run_cannot_be_opened_any_more(call, folder, document):
+    document.write_text(json.dumps(json.loads(document.read_text()) | {"format": 99}))
+    cells = "runs/whole/segmentation/segmentation"
+    code, _, errors = call("evaluate", cells, cells, "-q")
+    assert code == 0
+    assert "cannot be checked for missing blocks" in errors and "made by NeuroKube" in errors
 
 
 def test_a_bug_is_one_line_and_ends_with_1(call, monkeypatch):

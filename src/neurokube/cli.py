@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from . import cli_edits, cli_models
+from . import cli_cluster, cli_edits, cli_models
 
 app = typer.Typer(
     name="neurokube",
@@ -264,25 +264,43 @@ def run(
     profile: Annotated[str, typer.Option(help="kubernetes: name of the cluster profile")] = "local",
     profiles: Annotated[str | None, typer.Option(help="kubernetes: file of cluster profiles")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="kubernetes: print the Jobs, run nothing")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="kubernetes: by a driver in the cluster, and come back at once")
+    ] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(envvar="NEUROKUBE_METRICS", help="[ADDRESS:]PORT where Prometheus finds the driver's metrics"),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a workflow; run it again to go on after any interruption."""
     from .errors import UsageError
     from .workflow import execute
+    from .workflow.exporter import exported
     from .workflow.status import print_summary
 
     if engine not in ("local", "kubernetes"):
         raise UsageError(f"--engine {engine}: choose local or kubernetes")
+    if detach and (dry_run or engine != "kubernetes"):
+        raise UsageError("--detach: give it with --engine kubernetes, and without --dry-run")
     if dry_run and engine != "kubernetes":
         raise UsageError("--dry-run: give it with --engine kubernetes; 'neurokube plan' shows what a run comes to")
     chosen = _cluster(profile, profiles) if engine == "kubernetes" else _engine(_workers(workers))
-    planned = _planned(workflow, region)
+    if engine == "kubernetes" and not dry_run:
+        with chosen:
+            planned = _planned(workflow, region, chosen.settle)
+    else:
+        planned = _planned(workflow, region)
     if dry_run:
         for name, step in planned.plan.steps.items():
             print(f"---\n{chosen.manifest(planned.url, name, len(step.blocks))}", end="")
         return
-    summary = execute(planned, chosen, quiet=quiet)
-    print_summary(planned, summary)
+    if detach:
+        cli_cluster.detached(planned, chosen)
+        return
+    with exported(planned, engine, metrics) as observer:
+        summary = execute(planned, chosen, observer=observer, quiet=quiet)
+        print_summary(planned, summary)
 
 
 @app.command()
@@ -292,6 +310,8 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
     from .workflow.status import print_status, read_status
 
     state = read_status(Run.open(run))
+    if (cluster := cli_cluster.seen(run)) is not None:
+        state["cluster"] = cluster
     if as_json:
         print(json.dumps(state, indent=2))
     else:
@@ -308,34 +328,22 @@ def work(
     job: Annotated[str | None, typer.Option(help="Job of Kubernetes, whose index JOB_COMPLETION_INDEX this is")] = None,
 ) -> None:
     """Work through a share of a step's blocks: what a pod runs.  SIGTERM ends it after a block, with 85."""
-    import threading
-
     from .engines import Batch
-    from .errors import Drained, NeuroKubeError, UsageError
+    from .errors import UsageError
     from .workflow import Run
-    from .workflow import work as work_through
+    from .workflow.pod import main as work_as_pod
+    from .workflow.pod import work_share
 
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
     if job is not None:
-        from .engines.kubernetes import batch_of
-
-        share = batch_of(run, step, job)
-    else:
-        try:
-            index, of = (int(n) for n in batch.split("/"))
-        except ValueError:
-            raise UsageError(f"--batch {batch}: write it as I/N, as 0/8") from None
-        if not 0 <= index < of:
-            raise UsageError(f"--batch {batch}: I counts from 0 to N - 1")
-        share = Batch.share(index, of, len(Run.open(run).plan.step(step).blocks))
-    report = work_through(run, step, share, asked.is_set)
-    print(json.dumps({"done": report.done, "failed": report.failed, "drained": report.drained}))
-    if report.drained:
-        raise Drained("asked to stop; what was done is recorded")
-    if report.failed:
-        raise NeuroKubeError(f"{step}: {len(report.failed)} blocks failed: {report.failed}; see the quarantine folder")
+        work_as_pod(run, step, job)
+        return
+    try:
+        index, of = (int(n) for n in batch.split("/"))
+    except ValueError:
+        raise UsageError(f"--batch {batch}: write it as I/N, as 0/8") from None
+    if not 0 <= index < of:
+        raise UsageError(f"--batch {batch}: I counts from 0 to N - 1")
+    work_share(run, step, Batch.share(index, of, len(Run.open(run).plan.step(step).blocks)))
 
 
 @app.command()
@@ -363,7 +371,12 @@ def evaluate(
     ] = None,
     skeletonize: Annotated[bool, typer.Option("--skeletonize", help="score on skeletons of the truth too")] = False,
     skeleton_unit: Annotated[str, typer.Option(help="what positions in .swc are in: nm, um or voxels")] = "nm",
-    merge_nodes: Annotated[int, typer.Option(min=1, help="nodes from which on a skeleton is in a segment")] = 1,
+    merge_nodes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="nodes of each that make a segment a merger of skeletons [default: 1; with --skeletonize 10]"
+        ),
+    ] = None,
     region: Region = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -372,6 +385,7 @@ def evaluate(
     from .blocks import parse_region
     from .errors import UsageError
     from .volumes import open_volume
+    from .workflow.status import check_finished
 
     if models is not None:
         _evaluate_models(models, prediction, output, permutations, as_json, quiet)
@@ -382,6 +396,9 @@ def evaluate(
         raise UsageError("--mask: a mask has neither splits nor merges; leave --mask, or all about them, out")
     box = parse_region(region) if region is not None else None
     volumes = [open_volume(url) for url in (prediction, truth) if url]
+    for volume, part in zip(volumes, (box, None), strict=False):
+        if remark := check_finished(volume, part):
+            print(f"note: {remark}", file=sys.stderr)
     # a run of a region is scored against the truth where it lies
     volumes = [volumes[0], *(volume.beneath(volumes[0].spec) for volume in volumes[1:])]
     if mask:
@@ -409,9 +426,12 @@ def evaluate(
         if page:
             page.write(assessment.mistakes, assessment.tables(), _provenance(), links)
         if as_json:
-            print(json.dumps(assessment.as_dict(links), indent=2), flush=True)
+            written = {"report": report} if report else {}
+            print(json.dumps({**assessment.as_dict(links), **written}, indent=2), flush=True)
         else:
             assessment.print(links)
+            if report:
+                print(f"{report}: scores, and pictures of the worst mistakes", flush=True)
         if server:
             print("Ctrl-C ends the viewer", file=sys.stderr)
             with suppress(KeyboardInterrupt):
@@ -524,6 +544,7 @@ def annotate(
     from dataclasses import asdict
 
     from .volumes.annotations import import_annotation
+    from .words import counted
 
     report = import_annotation(
         source,
@@ -539,8 +560,7 @@ def annotate(
         print(json.dumps({**asdict(report), "region": str(report.region)}, indent=2))
         return
     count = len(report.sections)
-    sections = "1 section" if count == 1 else f"{count} sections"
-    print(f"{destination}: {report.description}, voxels {report.region} of {image}, {sections}")
+    print(f"{destination}: {report.description}, voxels {report.region} of {image}, {counted(count, 'section')}")
     for number, voxels in report.voxels.items():
         print(f"  {number:>4} {report.names.get(number, ''):<20} {voxels} voxels")
     for remark in report.remarks:
@@ -618,7 +638,7 @@ def _cluster(profile: str, profiles: str | None) -> Any:
     return Kubernetes(load_profile(profile, profiles))
 
 
-def _planned(workflow: str, region: str | None) -> Any:
+def _planned(workflow: str, region: str | None, errand: Any = None) -> Any:
     from .blocks import parse_region
     from .errors import ConfigurationError, DataError
     from .workflow import Run, load_workflow
@@ -626,9 +646,11 @@ def _planned(workflow: str, region: str | None) -> Any:
     box = parse_region(region) if region is not None else None
     loaded = load_workflow(workflow)
     try:
-        planned = Run.planned(loaded, box)
+        planned = Run.planned(loaded, box, errand=errand)
     except (ConfigurationError, DataError) as error:
         raise type(error)(f"{workflow}: {error}") from None
+    for name, chosen in planned.plan.chosen.items():
+        print(f"{name}: {chosen}", file=sys.stderr)
     for remark in planned.plan.remarks:
         print(f"note: {remark}", file=sys.stderr)
     return planned
@@ -660,3 +682,6 @@ def _numbers(text: str, option: str, count: int = 3) -> Any:
         example = "40,4,4" if count == 3 else "1000,30000"
         raise UsageError(f"{option} {text}: give {count} numbers with commas between, as {example}")
     return numbers
+
+
+cli_cluster.register(app)

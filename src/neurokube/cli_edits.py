@@ -48,7 +48,11 @@ def split(
     segment: Annotated[int, typer.Argument(help="id, as the viewer shows it", show_default=False)],
     at: At = None,
     fragments: Annotated[
-        list[str] | None, typer.Option("--fragments", help="ID,ID,... of a part, instead of points; once a part")
+        list[str] | None,
+        typer.Option(
+            "--fragments",
+            help="ID,ID,... of a part, instead of points; once a part; ids are in the viewer's layer 'fragments'",
+        ),
     ] = None,
     stage: Stage = None,
     author: Author = None,
@@ -136,24 +140,23 @@ def _editor(context: typer.Context, stage: str | None, author: str | None, worke
 
 def _tell(editor: Any, made: list[Any], as_json: bool, remarks: tuple[str, ...] = ()) -> None:
     """Say what was done, what was written, and what is to be run."""
-    from .workflow.edits import described
+    from .words import counted, described, named
 
     blocks = {name: count for name, count in editor.summary.computed.items() if count}
     if as_json:
         edits = [edit.model_dump(mode="json", exclude={"on", "parts", "whole", "joined_by"}) for edit in made]
-        written = {"edits": edits, "written": blocks, "dropped": editor.summary.dropped, "remarks": list(remarks)}
-        print(json.dumps(written, indent=2))
+        told = {"edits": edits, "written": blocks, "dropped": editor.summary.dropped, "remarks": list(remarks)}
+        print(json.dumps(told, indent=2))
         return
     for edit in made:
         what = f"undo {edit.undoes}" if edit.action == "undo" else edit.action
-        changed = (
-            f"segment {described(edit.segments)} became {described(edit.became)}" if edit.segments else "no change"
-        )
-        print(f"edit {edit.number}: {what}: {changed}; {edit.voxels:,} voxels changed")
+        changed = f"{named('segment', edit.segments)} became {described(edit.became)}" if edit.segments else "no change"
+        print(f"edit {edit.number}: {what}: {changed}; {counted(edit.voxels, 'voxel')} changed")
     for remark in remarks:
         print(f"note: {remark}")
     if made:
-        print(f"written again: {', '.join(f'{count} blocks of {name}' for name, count in blocks.items()) or 'nothing'}")
+        written = [f"{counted(count, 'block')} of {name}" for name, count in blocks.items()]
+        print(f"written again: {', '.join(written) or 'nothing'}")
     if editor.summary.dropped:
         print(f"{', '.join(editor.summary.dropped)}: computed anew by the next 'neurokube run WORKFLOW'")
 

@@ -22,6 +22,7 @@ from .evaluation import (
 from .evaluation.overlays import blend, boundaries_of, label_colours, overlay
 from .stages.semantics import Semantics
 from .volumes import Volume, join, open_volume
+from .words import counted
 from .workflow import Run, execute, load_workflow
 from .workflow.status import cost, distinct, human_bytes
 
@@ -130,7 +131,7 @@ def _print(folder: str, run_url: str, report: dict[str, Any], cells: InstanceSco
     print_rows(
         [
             ("volume", f"{voxels:.1f} million voxels"),
-            ("reconstructed in", f"{report['seconds']:.0f} s with {report['workers']} workers"),
+            ("reconstructed in", f"{report['seconds']:.0f} s with {counted(report['workers'], 'worker')}"),
             *score_rows(cells),
         ]
     )
@@ -164,7 +165,7 @@ def _write_page(
         summary=(
             f"{report['voxels'] / 1e6:.1f} million voxels of {'x'.join(f'{v:g}' for v in report['voxel_size'])} nm, "
             f"synthesized, and reconstructed with a network that never saw it, in {report['seconds']:.0f} s "
-            f"by {report['workers']} workers."
+            f"by {counted(report['workers'], 'worker')}."
         ),
         tables=[
             Table("Cells against the truth", ("", "segmentation", "fragments"), _beside(cells, fragments), FLOOR),

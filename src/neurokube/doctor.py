@@ -44,9 +44,9 @@ def examine(folder: str = ".") -> dict[str, Any]:
 
 def print_findings(findings: dict[str, Any]) -> None:
     """Print what was found as a table, and the advice."""
-    from rich.console import Console
     from rich.table import Table
 
+    from .progress import page
     from .workflow.status import human_bytes
 
     rate = findings["disk_write_megabytes_per_second"]
@@ -67,7 +67,7 @@ def print_findings(findings: dict[str, Any]) -> None:
     table = Table(show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)
-    console = Console(markup=False, highlight=False)
+    console = page(markup=False, highlight=False)
     console.print(table)
     for line in findings["advice"] or ["All that this version needs is here."]:
         console.print(line)

@@ -44,6 +44,12 @@ class Drained(NeuroKubeError):
     exit_code = 85
 
 
+class Starved(NeuroKubeError):
+    """A pod was held back by its limit of processor time, and stopped with everything recorded; exit code 86."""
+
+    exit_code = 86
+
+
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space and run again (nothing that was recorded is lost)",
     errno.EDQUOT: "the disk quota is used up: free some space and run again (nothing that was recorded is lost)",

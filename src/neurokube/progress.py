@@ -1,8 +1,10 @@
 """The one progress reporter and the one logger."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -14,10 +16,31 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
+_ENDLESS = 100_000
+"""Columns of what is no terminal."""
+
+
+def page(**options: Any) -> Console:
+    """Return a console that breaks lines for a terminal, or where COLUMNS is set: pipes and files get them whole."""
+    console = Console(**options)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _ENDLESS
+    return console
+
+
+def show(table: Table) -> None:
+    """Print a table to standard output, wider than the terminal where it must be: names are copied, whole."""
+    console = page()
+    needed = console.measure(table, options=console.options.update(max_width=_ENDLESS)).maximum
+    console.width = max(console.width, needed)
+    console.print(table)
+
+
 log = logging.getLogger("neurokube")
-console = Console(stderr=True, highlight=False)
+console = page(stderr=True, highlight=False)
 """Messages for a person go to standard error; results go to standard output."""
 
 

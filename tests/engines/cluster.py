@@ -7,6 +7,7 @@ decided by the Job's own podFailurePolicy and backoffLimitPerIndex, read from it
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 from neurokube.engines.cluster import Refused
@@ -48,8 +49,12 @@ class Cluster:
     waiting: Manifest | None = None
     unscheduled: str = ""
     event_list: list[Manifest] = field(default_factory=list)
+    leases: dict[str, Manifest] = field(default_factory=dict)
+    versions: int = 0
+    lock: Any = field(default_factory=Lock)
     attempts: dict[tuple[str, int], int] = field(default_factory=dict)
     failures: dict[tuple[str, int], int] = field(default_factory=dict)
+    ignored: dict[tuple[str, int], int] = field(default_factory=dict)
 
     # the API
 
@@ -66,6 +71,33 @@ class Cluster:
 
     def jobs(self, selector: str) -> list[Manifest]:
         return [deepcopy(job) for job in self.held.values() if _has(job, selector)]
+
+    def patch_job(self, name: str, patch: Manifest) -> None:
+        if name in self.held:
+            self.held[name]["spec"] |= patch["spec"]
+
+    def lease(self, name: str) -> Manifest | None:
+        self._fault()
+        return deepcopy(self.leases.get(name))
+
+    def put_lease(self, lease: Manifest) -> Manifest:
+        name, version = lease["metadata"]["name"], lease["metadata"].get("resourceVersion")
+        with self.lock:
+            now = self.leases.get(name)
+            if version != (now and now["metadata"]["resourceVersion"]):
+                raise Refused(409, "changed")
+            self.versions += 1
+            held = deepcopy(lease)
+            held["metadata"]["resourceVersion"] = str(self.versions)
+            self.leases[name] = held
+            return deepcopy(held)
+
+    def delete_lease(self, name: str, version: str) -> None:
+        with self.lock:
+            now = self.leases.get(name)
+            if now is not None and now["metadata"]["resourceVersion"] != version:
+                raise Refused(409, "changed")
+            self.leases.pop(name, None)
 
     def delete_job(self, name: str) -> None:
         self.held.pop(name, None)
@@ -91,9 +123,11 @@ class Cluster:
     # the controllers
 
     def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        for job in list(self.held.values()):
-            self._reconcile(job)
+        # steps that are worked through at once each have a thread
+        with self.lock:
+            self.now += seconds
+            for job in list(self.held.values()):
+                self._reconcile(job)
 
     def _reconcile(self, job: Manifest) -> None:
         spec, status, name = job["spec"], job["status"], job["metadata"]["name"]
@@ -116,6 +150,7 @@ class Cluster:
                 silent.add(index)
                 continue
             action = _action(spec["podFailurePolicy"]["rules"], fate)
+            self.ignored[key] = self.ignored.get(key, 0) + (action == "Ignore")
             if action == "FailJob":
                 status["conditions"] = [{"type": "Failed", "status": "True", "reason": "PodFailurePolicy"}]
                 return
@@ -146,8 +181,16 @@ class Cluster:
         if fate.evicted:
             status |= {"reason": "Evicted", "message": fate.evicted, "containerStatuses": []}
         labels = job["metadata"]["labels"] | {"batch.kubernetes.io/job-name": name}
-        annotations = {"batch.kubernetes.io/job-completion-index": str(index)}
-        place = {"labels": labels, "annotations": annotations, "creationTimestamp": f"{self.now:012.3f}"}
+        annotations = {
+            "batch.kubernetes.io/job-completion-index": str(index),
+            "batch.kubernetes.io/job-index-ignored-failure-count": str(self.ignored.get((name, index), 0)),
+        }
+        place = {
+            "name": f"{name}-{index}-{len(self.pod_list)}",
+            "labels": labels,
+            "annotations": annotations,
+            "creationTimestamp": f"{self.now:012.3f}",
+        }
         if fate.silent:
             place["deletionTimestamp"] = place["creationTimestamp"]
         self.pod_list.append({"metadata": place, "status": status})

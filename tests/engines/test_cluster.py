@@ -110,9 +110,8 @@ def test_a_missing_file_of_profiles_is_named(tmp_path, monkeypatch):
         ("{kind: Job, metadata: {name: x, labels: {}}, spec: {}}", "the Job lacks 'completionMode'"),
     ],
 )
-def test_a_template_that_renders_to_no_job_is_refused_in_one_line(tmp_path, template, words):
-    (tmp_path / "job.j2").write_text(template)
-    profile = Profile.model_validate({"image": "a", "template": tmp_path / "job.j2"})
+def test_a_template_that_renders_to_no_job_is_refused_in_one_line(template, words):
+    profile = Profile.model_validate({"image": "a", "template": template})
     with pytest.raises(NeuroKubeError) as refusal:
         job_manifest(profile, REQUEST)
     assert words in str(refusal.value) and "\n" not in str(refusal.value)

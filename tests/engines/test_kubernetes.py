@@ -106,7 +106,7 @@ def test_a_block_that_needs_more_memory_than_there_is_is_found_and_given_up(url)
 
 def test_a_poisoned_block_is_told_and_the_others_are_done(url):
     told = json.dumps({"done": 3, "failed": [6], "drained": False})
-    poisoned = Fate(1, f"{told}\nneurokube: {STEP}: 1 blocks failed")
+    poisoned = Fate(1, f"{told}\nneurokube: {STEP}: 1 block failed")
     cluster = Cluster(lambda job, index, attempt: poisoned if index == 1 else DONE)
     outcomes = run(cluster, url, 8, indexes=2)
     assert [o.report.failed for o in outcomes if o.report and o.report.failed] == [(6,)]

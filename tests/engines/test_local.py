@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from neurokube.engines import Batch, Report, local
+from neurokube.errors import TryAgainError
 
 
 def count(run_url, step_name, batch, stop):
@@ -43,6 +45,44 @@ def test_workers_killed_while_idle_do_not_hold_up_those_that_follow(monkeypatch,
         outcomes = [o for o in engine.execute(count, "", "", batches, 2) if o]
     assert sorted(o.batch.first for o in outcomes) == [0, 4]
     assert sum(o.report.done for o in outcomes) == 8
+
+
+@pytest.fixture
+def sleepy(monkeypatch):
+    """Return what makes Parsl not come up so many times, as on a machine that is asleep."""
+    from parsl import HighThroughputExecutor
+
+    begin = HighThroughputExecutor._start_local_interchange_process
+
+    def make(times: int) -> None:
+        failures = iter(range(times))
+
+        def start(executor):
+            if next(failures, None) is not None:
+                raise Exception("Interchange failed to start")
+            begin(executor)
+
+        monkeypatch.setattr(HighThroughputExecutor, "_start_local_interchange_process", start)
+
+    return make
+
+
+def test_workers_that_do_not_come_up_are_started_once_more(monkeypatch, sleepy):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    sleepy(1)
+    with local.Local(1) as engine:
+        assert sum(o.report.done for o in engine.execute(count, "", "", [Batch(0, 4)], 2) if o) == 4
+
+
+def test_workers_that_never_come_up_are_to_be_tried_again_later(sleepy):
+    sleepy(2)
+    with pytest.raises(TryAgainError, match=r"did not start, twice \(Interchange failed to start\)"), local.Local(1):
+        pass
+    # the same when they are started anew in the middle
+    sleepy(0)
+    with pytest.raises(TryAgainError, match="run again"), local.Local(1) as engine:
+        sleepy(2)
+        engine._start_anew()
 
 
 def test_a_worker_begins_without_what_only_some_stages_need():

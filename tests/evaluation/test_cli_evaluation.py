@@ -18,7 +18,7 @@ import pytest
 
 from neurokube.blocks import Box
 from neurokube.cli import main
-from neurokube.volumes import VolumeSpec, create
+from neurokube.volumes import VolumeSpec, create, open_volume
 
 SHAPE = (12, 48, 64)
 SIZE = (40.0, 8.0, 8.0)
@@ -131,12 +131,32 @@ def test_skeletons_can_be_made_of_the_truth(call: Call) -> None:
     assert values["mistakes"] == []
 
 
+def test_a_node_of_a_made_skeleton_across_a_border_merges_nothing(call: Call, folder: Path) -> None:
+    truth = open_volume(str(folder / "truth.zarr"))
+    # an end of the first body's skeleton, and no more, goes to its neighbour
+    labels = np.where(truth.read(truth.spec.box) == 30, 30, 20).astype(np.uint64)
+    labels[:, :16, :62] = BIG
+    create(str(folder / "wobbly.zarr"), truth.spec).write(truth.spec.box, labels)
+    arguments = ("wobbly.zarr", "truth.zarr", "--skeletonize")
+    usual, strict = (
+        json.loads(call(*arguments, "--json", *more)[1])["skeletons"] for more in ([], ["--merge-nodes", "1"])
+    )
+    assert (usual["merge_nodes"], usual["mergers"], strict["merge_nodes"], strict["mergers"]) == (10, 0, 1, 1)
+    assert usual["nerl"] > strict["nerl"]
+    assert "segments that merge skeletons, by 10 nodes of each" in call(*arguments)[1]
+    assert "segments that merge skeletons, by 1 node of each" in call("prediction.zarr", "--skeletons", "traced")[1]
+
+
 def test_the_report_is_one_page_with_two_pictures_of_each_mistake(call: Call, folder: Path) -> None:
     page = folder / "report.html"
-    assert call("prediction.zarr", "truth.zarr", "--report", str(page), "--image", "image.zarr")[0] == 0
+    code, output, _ = call("prediction.zarr", "truth.zarr", "--report", str(page), "--image", "image.zarr")
+    assert code == 0 and output.endswith(f"{page}: scores, and pictures of the worst mistakes\n")
     text = page.read_text()
     assert text.count("<img") == text.count("data:image/png;base64,") == 4
     assert f"1. Split of {BIG}" in text and "2. Merge of 9" in text and "http" not in text
+    assert call("prediction.zarr", "truth.zarr", "--report", str(page), "--skeletons", "traced")[0] == 0
+    told = json.loads(call("prediction.zarr", "truth.zarr", "--report", str(page), "--json")[1])
+    assert told["report"] == str(page)
     assert call("prediction.zarr", "truth.zarr", "--report", str(page), "--skeletons", "traced")[0] == 0
     assert "Run lengths on skeletons" in page.read_text()
 

@@ -124,7 +124,8 @@ def test_forest_is_imported_listed_and_shown(bundle, command, tmp_path, monkeypa
     assert code == 0 and shown["architecture"]["trees"] == 7 and shown["licence"] == "CC-BY-4.0"
     assert load_forest("mine").weights.read_bytes() == bundle.weights.read_bytes()
     # it is no model for an image
-    assert propose((40.0, 8.0, 8.0), label="boundary") is None
+    proposal = propose((40.0, 8.0, 8.0))
+    assert proposal.model == "synthetic-40-8-8" and not proposal.also
 
 
 def test_damaged_forest_is_not_imported(bundle, command, tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import re
 from functools import lru_cache
 
 import numpy as np
@@ -57,7 +58,7 @@ def lifted(priors, *, seed=0, maps=None, objects=None, **settings):
     sources = {"graph": found, "fragments": fragments}
     sources |= {f"classes.channels.{name}": stored(name, m, TILE) for name, m in zip(CLASSES, maps, strict=True)}
     sources["cells.objects"] = stored("cells", tissue()["labels"] if objects is None else objects, TILE)
-    return computed(Lifted(priors=priors, **settings), sources, seed=seed)
+    return computed(Lifted(priors=priors, **{"bias": 0.7, **settings}), sources, seed=seed)
 
 
 def pairs(own, data):
@@ -105,6 +106,39 @@ def test_odds_are_read_off_where_boundaries_leave_no_doubt():
     assert odds[1, 1] < 0.5
 
 
+def test_what_priors_are_worth_is_said():
+    _, data = lifted(REPEL)
+    stage = Lifted(priors=REPEL, bias=0.7)
+    (told,) = stage.findings(sources(), data)
+    assert re.match(
+        r"classes: axon and dendrite part with log-odds of \d\.\d.*, by [\d,]+ contacts that are surely", told
+    )
+    _, data = lifted(REPEL, maps=shuffled([probability(kind) for kind in CLASSES.values()]))
+    assert "classes: worth nothing, as it says no more than chance" in stage.findings(sources(), data)[0]
+    _, data = lifted(REPEL, bias=0.001)
+    (told,) = Lifted(priors=REPEL, bias=0.001).findings(sources(), data)
+    assert "and 0 that are surely cut at a bias of 0.001: set 'bias' or 'margin'" in told
+
+
+def test_what_is_trusted_counts_as_given():
+    # nothing is surely cut at this bias, so that nothing could be read off
+    found, _ = pairs(*lifted({"cells": {"objects": "cells", "attract": 2}}, bias=0.001))
+    assert len(found) == 0
+    found, costs = pairs(*lifted({"cells": {"objects": "cells", "attract": 2, "trusted": True}}, bias=0.001))
+    assert len(found) and (costs > 0).all() and costs.max() <= 2
+    parted, costs = pairs(*lifted({"classes": {**REPEL["classes"], "trusted": True}}))
+    assert len(parted) and (costs < 0).all()
+
+
+def test_the_bias_is_that_of_the_multicut_that_reads_it():
+    stage = Lifted(priors=REPEL)
+    assert stage.following([Multicut(bias=0.1)]).bias == 0.1
+    assert stage.following([]).bias == stage.following([Multicut(bias=0.1, forest="edges")]).bias == Multicut().bias
+    assert Lifted(priors=REPEL, bias=0.4).following([Multicut(bias=0.1), Multicut(bias=0.2)]).bias == 0.4
+    with pytest.raises(ConfigurationError, match=r"bias: multicuts of the biases 0\.1, 0\.2 read it; say which"):
+        stage.following([Multicut(bias=0.2), Multicut(bias=0.1)])
+
+
 def test_fragments_that_share_an_object_attract_each_other():
     found, costs = pairs(*lifted({"cells": {"objects": "cells", "attract": 2}}))
     assert len(found) and (costs > 0).all()
@@ -143,6 +177,29 @@ def test_pairs_of_points_count_as_given(tmp_path):
     assert costs.tolist() == [-7.5]
     assert edges.tolist() == [sorted([int(ids[1, 10, 10]), int(ids[25, 175, 175])])]
     assert stage.priors["mine"].pairs == "pairs.csv"
+
+
+def test_pairs_that_part_nothing_are_told(tmp_path):
+    path = tmp_path / "pairs.csv"
+    outside = "40,80,80,99999,0,0,-1\n"
+    fragments, found, _ = graph()
+    read = {"graph": found, "fragments": fragments}
+    within = "40,80,80,1000,1400,1400,-7.5\n40,80,80,40,80,80,-1\n40,80,80,80,80,80,-1\n"
+    path.write_text("z1,y1,x1,z2,y2,x2,cost\n" + within + outside)
+    stage = Lifted(priors={"mine": {"pairs": str(path)}}).settle({}, None)
+    assert stage.remarks(read) == ["mine: of 4 pairs of points 1 has an end outside of the volume, and is left out"]
+    _, data = computed(stage, read)
+    rows = data.table("points-mine", 0)
+    # as under a mask
+    rows[rows[:, 0] == 2, 2] = 0
+    data.put("points-mine", 0, rows)
+    assert stage.findings(read, data) == [
+        "mine: of 3 pairs of points are left out: 1 with both ends in one fragment, 1 with an end in no fragment"
+    ]
+    path.write_text("z1,y1,x1,z2,y2,x2,cost\n" + outside * 2)
+    message = r"priors\.mine\.pairs: no pair of pairs\.csv lies in the volume, which reaches from 0, 0, 0 to 1280, 2048"
+    with pytest.raises(ConfigurationError, match=message):
+        Lifted(priors={"mine": {"pairs": str(path)}}).settle({}, None).steps(read)
 
 
 def sources(**others):

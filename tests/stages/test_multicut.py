@@ -148,6 +148,17 @@ def test_what_fits_one_block_is_solved_at_once():
     assert list(steps(Multicut())) == list(steps(Multicut(levels=0))) == ["costs", "last", "segments"]
 
 
+def test_levels_that_the_volume_is_too_small_for_are_told():
+    read = {"graph": graph_source(), "fragments": source()}
+    told = [Multicut(first_block=(8, 32, 32), levels=levels).remarks(read) for levels in (2, 3, 5)]
+    assert told == [
+        [],
+        ["level 3 is left out, as one block of level 3 would hold all of the volume"],
+        ["levels 3 to 5 are left out, as one block of level 3 would hold all of the volume"],
+    ]
+    assert Multicut(levels=None).remarks(read) == Multicut(levels=0).remarks(read) == []
+
+
 def test_the_graph_must_be_a_graph():
     with pytest.raises(ConfigurationError, match="graph: 'graph' is not a graph stage; name one"):
         Multicut().steps({"graph": graph_source("multicut"), "fragments": source()})

@@ -453,3 +453,13 @@ def test_a_device_out_of_memory_ends_the_run_with_the_remedy(bench, monkeypatch)
         execute(run, InProcess(), quiet=True)
     note = run.quarantined(run.plan.steps["semantics/semantics"])[0]
     assert "set a smaller 'window' or 'network_batch' in the stage" in note["error"]
+
+
+def test_what_was_chosen_for_this_machine_is_told(bench: MakeBench, command: Any) -> None:
+    here = bench()
+    path = here.folder / "w.yaml"
+    path.write_text(yaml.safe_dump(here.document("run", {"dtype": "float32", "threads": 2})))
+    said = "semantics: windows of 8 x 24 x 24, 2 at a time, float32 by torch, 2 threads a worker\n"
+    assert said in command("plan", path)[2]
+    assert said in command("run", path, "-w", "0", "-q")[2]
+    assert said in command("status", here.folder / "runs" / "run")[1]

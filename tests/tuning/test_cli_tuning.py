@@ -49,6 +49,19 @@ def test_it_says_what_was_best_and_what_to_do_next(call, plots):
     assert yaml.safe_load((plots.folder / "said" / "tuned.yaml").read_text())["name"] == "tissue"
 
 
+def test_it_says_what_was_not_varied(call):
+    few = ("tune", "workflow.yaml", "truth.zarr", *QUICK, "--set", "fragments.threshold=90:200")
+    few += ("--set", "multicut.bias=0.2:0.95", "-o", "few")
+    out = call(*few)[1]
+    assert re.search(r"fragments\.threshold │ +not varied │", out)
+    assert re.search(r"multicut\.bias +│ +0\.2:0\.95 │", out)
+    said = "note: fragments: settings were not varied, as the first 10 trials share them; give more --trials, or fewer"
+    assert said in out
+    assert json.loads(call(*few, "--json")[1])["varied"] == ["multicut.bias"]
+    out = call(*few, "--multicuts", "1", "--overwrite")[1]
+    assert "90:200" in out and "note: fragments" not in out
+
+
 def test_json_tells_all_of_it(call):
     code, out, _ = call("tune", "workflow.yaml", "truth.zarr", *QUICK, "--json", "-o", "json")
     told = json.loads(out)

@@ -156,7 +156,7 @@ def test_annotated_sections_are_reported_with_where_they_start(tmp_path, image):
     source = write_npy(tmp_path, painted()[2:5])
     report = import_annotation(str(source), str(tmp_path / "a.zarr"), image=image, quiet=True)
     assert report.sections == (0, 2)
-    assert report.remarks == ("its 3 sections start at section 0 of the image (--at places it)",)
+    assert report.remarks == ("3 sections from section 0 of the image on (--at places it)",)
 
 
 def ome(version: str) -> dict[str, object]:
@@ -220,7 +220,7 @@ def test_napari_shapes_are_filled_in_their_sections(tmp_path, image):
     np.testing.assert_array_equal(found, expected)
     assert report.names == {3: "axon"}
     assert report.remarks == (
-        "1 lines have no inside and were passed over",
+        "passed over, having no inside: 1 line",
         "what was drawn beyond the image was left out",
     )
 
@@ -374,7 +374,7 @@ def test_contours_of_imod_are_filled_with_their_holes(tmp_path, image):
     report = import_annotation(str(tmp_path / "cells.mod"), str(tmp_path / "a.zarr"), image=image, quiet=True)
     check(report, tmp_path / "a.zarr", imod_expected())
     assert report.names == {1: "mito", 2: "cell"}
-    assert report.remarks == ("3 contours are open or not in one section and were passed over",)
+    assert report.remarks == ("passed over, as open or not in one section: 3 contours",)
 
 
 def test_an_imod_model_of_a_part_of_the_image_finds_its_place(tmp_path, image):

@@ -390,7 +390,7 @@ def test_edits_are_not_applied_to_other_fragments_but_kept_and_named(folder, cap
     others = CHAIN | {"fragments": CHAIN["fragments"] | {"smoothing": 12.0}}
     run, _ = run_again(folder, stages=others)
     said = " ".join(capsys.readouterr().err.split())
-    assert "edits 1 were made on other fragments and are left out" in said
+    assert "left out, as made on other fragments: edit 1; kept in" in said
     plain = planned(folder, stages=others, name="plain")
     execute(plain, InProcess(), quiet=True)
     assert segmentation_of(run) == segmentation_of(plain)
@@ -540,7 +540,7 @@ def test_bad_input_is_refused_in_one_line_and_changes_nothing(folder, refused):
         "at least two points": ["split", large, *at(inside[0])],
         "give two or more points": ["split", large],
         "order z,y,x": ["split", large, "--at", "1,2", "--at", "3,4,5"],
-        "are not in segment": ["split", large, "--fragments", fragments[other]],
+        f"not in segment {large}: fragment {fragments[other]}; name": ["split", large, "--fragments", fragments[other]],
         "nothing to undo": ["undo"],
         "there is no edit 7": ["undo", 7],
         "no segmentation stage of that name": ["merge", large, small, "--stage", "graph"],
@@ -570,7 +570,9 @@ def test_an_unfinished_run_is_refused(folder):
     run = planned(folder, stages=CHAIN)
     run.prepare()
     run.forget_lost(run.plan.step("multicut/segments"))
-    with pytest.raises(ConfigurationError, match=r"multicut/segments is not finished, 1 of 18 blocks.*neurokube run"):
+    with pytest.raises(
+        ConfigurationError, match=r"multicut/segments is not finished, it lacks 1 of 18 blocks.*neurokube run"
+    ):
         Editor(url(folder)).__enter__()
 
 
@@ -743,7 +745,7 @@ def test_ids_that_paintera_gave_to_paintings_are_left_out_and_said(folder):
     painted = np.concatenate([table + np.array([0, 10**8], np.uint64), np.array([[10**7, 10**9]], np.uint64)])
     with Editor(url(folder)) as editor:
         edits, remarks = import_assignment(editor, read_assignment(str(write_container(folder, painted))))
-    assert edits == [] and "left out 1 ids" in remarks[0]
+    assert edits == [] and remarks[0].endswith("painted in Paintera and no fragments: 1 id")
 
 
 def test_what_is_no_edit_of_these_fragments_is_refused(folder, refused):
@@ -751,7 +753,7 @@ def test_what_is_no_edit_of_these_fragments_is_refused(folder, refused):
     free = next(k for k in range(1, 10**6) if k not in set(table[:, 0].tolist()))
     wrong = np.concatenate([table, np.array([[free, 5]], np.uint64)])
     container = write_container(folder, wrong)
-    assert f"fragment {free} is none of this run's" in refused("import", container, code=65)
+    assert f"not of this run: fragment {free}; import" in refused("import", container, code=65)
     project = write_project(folder, [], folder / "moved.n5")
     assert "give --container" in refused("import", project, code=65)
     assert "cannot be understood" in refused(

@@ -338,6 +338,18 @@ def test_a_block_that_always_fails_is_quarantined_and_named_while_the_others_go_
     assert read_status(run)["quarantined"] == []
 
 
+def test_what_came_out_is_told_once(tmp_path, capsys):
+    write_image(tmp_path)
+    (tmp_path / "pairs.csv").write_text("z1,y1,x1,z2,y2,x2,cost\n50,50,50,50,50,50,-1\n")
+    stages = {"lifted": {"priors": {"mine": {"pairs": str(tmp_path / "pairs.csv")}}}}
+    stages = {name: STAGES[name] for name in ("boundaries", "fragments", "graph")} | stages
+    run_here(planned(tmp_path, stages=stages))
+    said = "lifted: mine: of 1 pair of points are left out: 1 with both ends in one fragment"
+    assert capsys.readouterr().err.count(said) == 1
+    run_here(planned(tmp_path, stages=stages))
+    assert said not in capsys.readouterr().err
+
+
 def test_too_many_failures_end_a_stage_early(tmp_path):
     image = write_image(tmp_path)
     for z, y, x in product(range(2), range(3), range(3)):

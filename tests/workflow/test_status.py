@@ -1,32 +1,47 @@
-import re
-
 import pytest
+from rich.text import Text
+from tiny import planned, write_image
 
-from neurokube.workflow.status import print_plan, print_status
+from neurokube.workflow.history import print_history
+from neurokube.workflow.status import describe_plan, print_plan, print_status
 
 NAMES = [f"synthesis/mitochondria_labels-of-a-long-name-pyramid-{n}" for n in (1, 2)]
 
 
-def in_one_piece(table):
-    """Return the first column of a printed table, its lines joined."""
-    return "".join(re.findall(r"^[│┃] *(\S+)", table, re.MULTILINE))
-
-
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+    """A terminal that is narrower than the tables."""
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
 
 
 def test_plan_shows_all_of_a_name(capsys):
     print_plan([{"step": name, "blocks": 1, "block": [16, 256, 256], "bytes": 10} for name in NAMES])
-    shown = in_one_piece(capsys.readouterr().out)
+    shown = capsys.readouterr().out
     assert all(name in shown for name in NAMES)
 
 
 def test_status_shows_all_of_a_name(capsys):
     step = {"done": 1, "blocks": 1, "seconds": 1.0, "bytes": 10, "peak_memory": 10}
-    print_status(
-        {"run": "r", "state": "done", "done": 2, "blocks": 2, "steps": dict.fromkeys(NAMES, step), "quarantined": []}
-    )
-    shown = in_one_piece(capsys.readouterr().out)
+    state = {"run": "r", "state": "done", "done": 2, "blocks": 2, "chosen": {}, "quarantined": []}
+    print_status(state | {"steps": dict.fromkeys(NAMES, step)})
+    shown = capsys.readouterr().out
     assert all(name in shown for name in NAMES)
+
+
+def test_the_log_of_edits_shows_all_of_a_time_and_fits_a_terminal(capsys):
+    row = {"number": 1, "time": "2026-01-31T12:00:00+00:00", "author": "Ada Lovelace", "action": "merge"}
+    print_history([{**row, "segments": [2, 4], "became": [4], "voxels": 34425, "state": "", "note": ""}])
+    lines = [Text.from_ansi(line).plain.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 2 and "2026-01-31 12:00:00" in lines[1]
+    assert max(map(len, lines)) < 80
+
+
+def test_the_bytes_of_a_plan_are_those_of_the_volumes_that_a_step_fills(tmp_path):
+    write_image(tmp_path)
+    rows = {row["step"]: row["bytes"] for row in describe_plan(planned(tmp_path))}
+    voxels = 32 * 96 * 96
+    assert rows["segmentation/segmentation"] == 8 * voxels
+    assert rows["segmentation/pyramid-1"] == voxels
+    assert rows["graph/edges"] is None

@@ -77,11 +77,15 @@ def test_a_file_that_is_there_is_kept_unless_told_otherwise(image, tmp_path):
 def test_a_workflow_starts_from_what_the_model_calls_the_borders_of_cells(tmp_path):
     near = create(str(tmp_path / "near.zarr"), VolumeSpec((64, 64, 64), "uint8", (10.0, 10.0, 10.0))).url
     file = str(tmp_path / "workflow.yaml")
-    assert write_workflow(near, file).model == "fib25-10-10-10"
-    write_workflow(near, file, model="boundaries-fib25-10-10-10", overwrite=True)
+    # of two that are as near, that which found more of them in its own validation
+    proposal = write_workflow(near, file)
+    assert (proposal.model, proposal.also) == ("boundaries-fib25-10-10-10", ("fib25-10-10-10",))
+    assert "# As near: fib25-10-10-10; its own validation gave this one the higher F1." in Path(file).read_text()
     stages = load_workflow(file).stages
     assert stages["fragments"].boundaries == stages["graph"].boundaries == "semantics.boundaries"
     assert stages["multicut"].bias == load_bundle("boundaries-fib25-10-10-10").card.bias == 0.1
+    write_workflow(near, file, model="fib25-10-10-10", overwrite=True)
+    assert load_workflow(file).stages["graph"].boundaries == "semantics.membranes"
     with pytest.raises(
         UsageError, match=r"^finer-20-10-10: finds image, and a workflow starts from membranes or bound"
     ):

@@ -1,12 +1,15 @@
 """What an engine is, and the simplest one."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from math import isqrt
 from types import TracebackType
 from typing import Protocol, Self
+
+from .observer import Observer
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,19 @@ class Work(Protocol):
 _USUAL_BATCH = 64
 
 
+def run_id(url: str) -> str:
+    """Return what tells runs apart where a URL cannot stand, as in a label."""
+    return hashlib.sha256(url.encode()).hexdigest()[:12]
+
+
 class Engine(ABC):
     """Runs batches somewhere.  Use it as a context; it is entered once a run."""
 
     workers: int = 1
+    overlaps: bool = False
+    """Whether `execute` may be called for several steps at once, from threads: where it only waits."""
+    observer: Observer = Observer()
+    """Is told what the engine sees."""
 
     def batches(self, remaining: Sequence[int]) -> Iterator[Batch]:
         """Yield ranges that hold all the remaining blocks: ever smaller ones, so that workers end together.
@@ -100,6 +112,14 @@ class Engine(ABC):
     def drain(self) -> None:
         """Ask to stop soon; may be called from a signal handler."""
 
+    def hold(self, run_url: str) -> AbstractContextManager[object]:
+        """Hold a run against drivers on other machines, where the engine can; it was entered.
+
+        Raises:
+            TryAgainError: where another driver has it.
+        """
+        return nullcontext()
+
     def __enter__(self) -> Self:
         return self
 
@@ -123,6 +143,7 @@ class InProcess(Engine):
         for batch in batches:
             if self._stop:
                 return
+            self.observer.working(step_name, 1)
             yield Outcome(batch, work(run_url, step_name, batch, lambda: self._stop))
 
     def drain(self) -> None:

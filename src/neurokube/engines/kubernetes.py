@@ -7,19 +7,20 @@ looks at Jobs by listing them again and again, never by a watch that could end. 
     succeeded                                  its blocks are recorded
     evicted, preempted, its node gone          the Job starts it again, for nothing (podFailurePolicy)
     killed for memory, or evicted over disk    again, in a new Job, with twice as much, to a ceiling
+    held back by its limit of processor time   the same
     on a node that no longer answers           again, in a new Job, when nothing but such pods is left
     failed with blocks that fail               they are in quarantine; the other blocks of it are recorded
     failed by its surroundings (exit 75)       the Job tries twice more, then the run ends with 75
     ended otherwise                            again, in a new Job, in halves: a block that kills its pod is found
 """
 
-import hashlib
 import json
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self, TypeVar
@@ -28,25 +29,34 @@ from uuid import uuid4
 import yaml
 from rich.markup import escape
 
-from ..errors import ConfigurationError, NeuroKubeError, TryAgainError
+from ..errors import ConfigurationError, NeuroKubeError, Starved, TryAgainError
 from ..progress import console
 from ..volumes import Store
-from .base import Batch, Engine, Outcome, Report, Work
-from .cluster import Api, Profile, RealApi, Refused, Request, Resources, job_manifest
+from ..words import counted
+from .base import Batch, Engine, Outcome, Report, Work, run_id
+from .cluster import Api, Lease, Profile, RealApi, Refused, Request, Resources, job_manifest
 from .cluster.api import VERBS, Manifest
+from .cluster.census import Census
+from .cluster.control import disruptions, end_of, hopeless, last_of, pods_of, unschedulable
+from .cluster.errand import run_errand
+from .cluster.manifest import ADDRESS, PLANNING, RUN, STAGE, STEP
 
 T = TypeVar("T")
 
-RUN, STAGE, STEP = (f"neurokube.io/{name}" for name in ("run", "stage", "step"))
-"""Labels of Jobs and pods."""
+_INTERVAL, _LOOK = 5.0, 15.0
+"""Seconds between looks at a Job, and at its pods."""
 
-_INTERVAL = 5.0
 _STUCK = 60.0
 """Seconds without a pod at work after which it is looked into why: what no waiting helps ends the run."""
 _PATIENCE = 600.0
 """Seconds for which a cluster that does not answer is asked again; and between two remarks on what pods wait for."""
 
-_HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
+_LOGS, _LINES = 20, 500
+"""Logs of failed indexes that are kept of a Job, and their last lines."""
+
+_LEARNED = ("cpu", "cpu_limit", "memory", "storage")
+"""What a step's pods turn out to need, and the next run begins with."""
+
 _HOLDING = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")
 
 
@@ -62,16 +72,21 @@ class _Round:
 
 @dataclass(frozen=True)
 class _Fate:
-    """How an index that failed ended: `cause` is memory, storage, blocks, surroundings, lost or death."""
+    """How an index that failed ended: `cause` is memory, storage, cpu, blocks, surroundings, lost or death."""
 
     batch: Batch
     cause: str
     message: str
     failed: tuple[int, ...] = ()
+    quota: float | None = None
 
 
 class Kubernetes(Engine):
     """Indexed Jobs in a namespace of a cluster, by a profile."""
+
+    overlaps = True
+
+    lease: Lease | None = None
 
     def __init__(
         self,
@@ -88,6 +103,8 @@ class Kubernetes(Engine):
         self._api: Any = None
         self._interval, self._clock, self._sleep = interval, clock, sleep
         self._stop = False
+        # a driver in the cluster that has to go leaves its Jobs at work for the next
+        self._hands_over = "NEUROKUBE_DRIVER" in os.environ
         self._remark_after = 0.0
 
     def __enter__(self) -> Self:
@@ -108,6 +125,51 @@ class Kubernetes(Engine):
                 f"namespace '{self.profile.namespace}': you may not {', '.join(lacking)}; ask for a Role that lets you"
             )
         return self
+
+    @contextmanager
+    def hold(self, run_url: str) -> Iterator[None]:
+        """Hold a Lease on the run, and note on which cluster it is at work.
+
+        Raises:
+            TryAgainError: where another driver has it.
+        """
+        run = run_id(run_url)
+        try:
+            with Lease(self._api, f"nk-{run}", {RUN: run}, sleep=self._sleep) as self.lease:
+                Store(run_url).write_json("cluster.json", self.profile.model_dump(mode="json", exclude_unset=True))
+                yield
+        except Refused as refused:
+            raise TryAgainError(f"{refused}; run again to go on") from None
+        finally:
+            self.lease = None
+
+    @property
+    def api(self) -> Api:
+        """The cluster; the engine was entered."""
+        return self._api  # type: ignore[no-any-return]
+
+    def settle(self, run_url: str, stage: str, task: Any) -> Any:
+        """Have a stage settled by a pod that gets what its workers get, see `workflow.run.Errand`; it was entered."""
+        profile, store, step = self.profile.of(stage), Store(run_url), f"{stage}/settle"
+        name = f"nk-{run_id(run_url)[:6]}-{_label(step)[:30].strip('-')}-{uuid4().hex[:6]}"
+        labels = {RUN: run_id(run_url), STAGE: _label(stage), STEP: "settle"}
+        annotations, command = {ADDRESS: run_url, STEP: step}, ("neurokube", "settle", run_url, stage, "--job", name)
+        store.write_json(f"{PLANNING}{name}.json", task)
+        request = Request(name, run_url, step, labels, annotations, 1, profile.resources, command=command)
+        try:
+            run_errand(self.api, profile, request, clock=self._clock, sleep=self._sleep, stop=lambda: self._stop)
+        except Refused as refused:
+            raise TryAgainError(f"{step}: {refused}; run again to go on") from None
+        finally:
+            store.delete(f"{PLANNING}{name}.json")
+        answer = store.read_json(f"{PLANNING}{name}.answer.json")
+        if answer is None:
+            raise ConfigurationError(
+                f"{step}: its pod left nothing in {run_url}: pods and this machine must reach the workspace by one "
+                "path or URL; see 'volumes' in the profile"
+            )
+        store.delete(f"{PLANNING}{name}.answer.json")
+        return answer
 
     def batches(self, remaining: Sequence[int]) -> Iterator[Batch]:
         """Yield as many nearly equal batches as a Job may have indexes, that hold all the remaining blocks."""
@@ -143,9 +205,10 @@ class Kubernetes(Engine):
         except Refused as refused:
             raise NeuroKubeError(f"{step_name}: {refused}; what is recorded is kept, run again to go on") from None
         finally:
-            # of a cluster that does not answer the next driver takes up what is left
-            with suppress(Refused):
-                job.clean_up()
+            if not self.leaves:
+                # of a cluster that does not answer the next driver takes up what is left
+                with suppress(Refused):
+                    job.clean_up()
 
     def ask(self, call: Callable[..., T], *arguments: Any) -> T:
         """Ask the cluster, and again for a while where it does not answer or is busy."""
@@ -158,18 +221,10 @@ class Kubernetes(Engine):
                     raise
             self._sleep(self._interval)
 
-
-def batch_of(run_url: str, step: str, job: str) -> Batch:
-    """Return the batch of the index that this pod is, by what the driver wrote for its Job.
-
-    Raises:
-        ConfigurationError: where this is no such pod, or the Job is of another run or step.
-    """
-    index = os.environ.get("JOB_COMPLETION_INDEX", "")
-    told = Store(run_url).read_json(f"{step.partition('/')[0]}/jobs/{job}.json")
-    if told is None or told["step"] != step or not index.isdecimal() or int(index) >= len(told["batches"]):
-        raise ConfigurationError(f"{run_url}: Job '{job}' has no index '{index}' of {step}; leave --job to pods")
-    return Batch.parse(told["batches"][int(index)])
+    @property
+    def leaves(self) -> bool:
+        """Whether Jobs are to be left as they are: for the next driver, or because another has the run."""
+        return (self._stop and self._hands_over) or (self.lease is not None and self.lease.lost())
 
 
 class _StepJobs:
@@ -180,21 +235,21 @@ class _StepJobs:
         self.stage, _, name = step.partition("/")
         self.store = Store(run_url)
         self.profile = engine.profile.of(self.stage)
-        run = hashlib.sha256(run_url.encode()).hexdigest()[:12]
-        self.labels = {RUN: run, STAGE: _label(self.stage), STEP: _label(name)}
+        self.labels = {RUN: run_id(run_url), STAGE: _label(self.stage), STEP: _label(name)}
         self.selector = ",".join(f"{k}={v}" for k, v in self.labels.items())
+        self.census = Census(engine.observer, step, self.profile.gpu_resource)
 
     # what a step needs, as found out before
 
     @property
     def _memory(self) -> str:
-        return f"{self.stage}/jobs/{_label(self.step)}.resources.json"
+        return f"{self.step.replace('/', '/jobs/')}.resources.json"
 
     def resources(self) -> Resources:
         """Return what pods get to begin with: what the profile says, or what an earlier run found that they need."""
         found = self.store.read_json(self._memory)
         told = self.profile.resources
-        return told if found is None else told.model_copy(update={k: found[k] for k in ("memory", "storage")})
+        return told if found is None else told.model_copy(update={k: v for k, v in found.items() if k in _LEARNED})
 
     # a Job
 
@@ -202,7 +257,9 @@ class _StepJobs:
         """Create a Job, unless it is there, and follow it to its end; note how indexes failed."""
         name, batches = current.name or self._created(current), current.batches
         told: set[int] = set()
-        began = moved = self.engine._clock()
+        began = moved = looked = self.engine._clock()
+        if self.engine.observer.watches_pods:
+            looked -= _LOOK
         while True:
             job = self.engine.ask(self.api.job, name)
             if job is None:
@@ -210,49 +267,88 @@ class _StepJobs:
                 fates += [_Fate(b, "lost", "its Job was deleted") for k, b in enumerate(batches) if k not in told]
                 return
             status = job.get("status", {})
-            ended = _end(job)
+            ended = end_of(job)
             for index in sorted(_indexes(status.get("completedIndexes", "")) - told):
                 told.add(index)
                 moved = self.engine._clock()
                 yield Outcome(batches[index], Report(batches[index].last - batches[index].first))
             if ended is not None:
                 break
+            if self.engine.lease is not None and self.engine.lease.lost():
+                raise TryAgainError(f"{self.step}: cancelled, or taken over by another driver")
             if self.engine._stop:
-                self.api.delete_job(name)
+                if not self.engine.leaves:
+                    self.api.delete_job(name)
                 return
             if status.get("ready"):
                 moved = self.engine._clock()
-            elif self.engine._clock() - moved > _STUCK:
-                pods = self._pods(name)
-                if not told and not status.get("failed") and (why := self._hopeless(name, pods)):
-                    raise NeuroKubeError(f"{self.step}: {why}; no Job is left behind, run again to go on")
-                going = [pod for pod in pods if not _ended(pod)]
-                if going and all(pod["metadata"].get("deletionTimestamp") for pod in going):
-                    # the Job waits for the end of each, which nobody will tell
+            if self.engine._clock() - looked >= _LOOK:
+                looked, pods = self.engine._clock(), self._pods(name)
+                self.census.look(name, pods)
+                self._adapt(name, job, pods)
+                if looked - moved > _STUCK and self._stuck(job, pods, fresh=not told and not status.get("failed")):
                     fates += [_Fate(b, "lost", "its node is gone") for k, b in enumerate(batches) if k not in told]
                     self.engine.ask(self.api.delete_job, name)
                     return
-                self._remark(self._awaited(job, pods))
             yield None
             # short Jobs are looked at often: there are many steps, and most have few blocks
             self.engine._sleep(min(self.engine._interval, 0.5 + 0.1 * (self.engine._clock() - began)))
         left = [index for index in range(len(batches)) if index not in told]
+        pods = self._pods(name)
+        self._tally("disrupted", disruptions(pods))
         if left:
-            fates += self._fates(name, batches, left, ended)
+            fates += self._fates(name, batches, left, ended, pods)
+        self.census.close(name, pods)
         self.engine.ask(self.api.delete_job, name)
+
+    def _stuck(self, job: Manifest, pods: list[Manifest], *, fresh: bool) -> bool:
+        """Say what pods wait for; return whether the Job waits for the end of pods that nobody will tell.
+
+        Raises:
+            NeuroKubeError: where a Job that is `fresh`, of which no pod ever ran, waits in vain.
+        """
+        if fresh and (why := hopeless(pods, lambda: self._events(job["metadata"]["name"]))):
+            raise NeuroKubeError(f"{self.step}: {why}; no Job is left behind, run again to go on")
+        going = [pod for pod in pods if not _ended(pod)]
+        if going and all(pod["metadata"].get("deletionTimestamp") for pod in going):
+            return True
+        self._remark(self._awaited(job, pods))
+        return False
+
+    def _adapt(self, name: str, job: Manifest, pods: Sequence[Manifest]) -> None:
+        """Ask for as many pods as the cluster has room for, and a few that wait, so that it may grow."""
+        if self.profile.queue and not self.profile.queue_elastic:
+            return
+        now, status = job["spec"]["parallelism"], job.get("status", {})
+        left = job["spec"]["completions"] - status.get("succeeded", 0) - len(_indexes(status.get("failedIndexes", "")))
+        there = sum(pod["status"].get("phase") == "Running" for pod in pods)
+        wanted = there + max(1, there // 4) if any(map(unschedulable, pods)) else 2 * now
+        wanted = max(1, min(max(wanted, self.profile.least), self.profile.parallelism, left))
+        if wanted != now:
+            self.engine.ask(self.api.patch_job, name, {"spec": {"parallelism": wanted}})
+
+    def _tally(self, what: str, count: int) -> None:
+        """Add to what befell the pods of this step, in all its Jobs."""
+        if count:
+            key = f"{self.step.replace('/', '/jobs/')}.tally.json"
+            told = self.store.read_json(key) or {}
+            self.store.write_json(key, told | {what: told.get(what, 0) + count})
 
     def again(
         self, current: _Round, fates: list[_Fate], attempts: int
     ) -> Generator[Outcome | None, None, list[_Round]]:
         """Yield what becomes of indexes that failed for good; return the rounds that the others get."""
         rounds: dict[tuple[Resources, int], list[Batch]] = {}
+        for cause, count in Counter(fate.cause for fate in fates).items():
+            self._tally(cause, count)
         for fate in fates:
-            grown = self._grown(current.resources, fate.cause)
+            grown = self._grown(current.resources, fate)
             if fate.cause == "surroundings":
                 raise TryAgainError(f"{self.step}: {fate.message}")
             if fate.cause == "blocks":
                 yield Outcome(fate.batch, Report(fate.batch.last - fate.batch.first - len(fate.failed), fate.failed))
             elif grown is not None:
+                self.engine.observer.happened(self.step, fate.cause)  # type: ignore[arg-type]
                 rounds.setdefault((grown, current.deaths), []).append(fate.batch)
             elif fate.cause == "lost":
                 rounds.setdefault((current.resources, current.deaths), []).append(fate.batch)
@@ -261,15 +357,17 @@ class _StepJobs:
             elif current.deaths + 1 < attempts:
                 rounds.setdefault((current.resources, current.deaths + 1), []).append(fate.batch)
             else:
-                yield Outcome(fate.batch, None, f"its pod died {current.deaths + 1} times: {fate.message}")
+                yield Outcome(fate.batch, None, f"its pod died {counted(current.deaths + 1, 'time')}: {fate.message}")
         return [_Round(tuple(batches), resources, deaths) for (resources, deaths), batches in rounds.items()]
 
-    def _grown(self, now: Resources, cause: str) -> Resources | None:
-        if cause not in ("memory", "storage"):
+    def _grown(self, now: Resources, fate: _Fate) -> Resources | None:
+        """Return the resources with more of what a pod lacked, None where it lacked nothing or had the most."""
+        cause = fate.cause
+        if cause not in ("memory", "storage", "cpu"):
             return None
-        grown = now.doubled(cause, getattr(self.profile.ceiling, cause))
+        grown = now.doubled(cause, getattr(self.profile.ceiling, cause), fate.quota)
         if grown is not None:
-            self.store.write_json(self._memory, {"memory": grown.memory, "storage": grown.storage})
+            self.store.write_json(self._memory, grown.model_dump(include=set(_LEARNED)))
         return grown
 
     def taken_up(self) -> list[_Round]:
@@ -278,7 +376,7 @@ class _StepJobs:
         for job in self.engine.ask(self.api.jobs, self.selector):
             name = job["metadata"]["name"]
             told = self.store.read_json(f"{self.stage}/jobs/{name}.json")
-            going_on = not job["metadata"].get("deletionTimestamp") and _end(job) is None
+            going_on = not job["metadata"].get("deletionTimestamp") and end_of(job) is None
             if told is not None and going_on:
                 batches = tuple(Batch.parse(text) for text in told["batches"])
                 found.append(_Round(batches, Resources.model_validate(told["resources"]), told["deaths"], name))
@@ -290,6 +388,8 @@ class _StepJobs:
         name = f"nk-{self.labels[RUN][:6]}-{_label(self.step)[:30].strip('-')}-{uuid4().hex[:6]}"
         manifest = self.manifest(name, len(current.batches), current.resources)
         told = {"step": self.step, "resources": current.resources.model_dump(), "deaths": current.deaths}
+        if self.engine.lease is not None:
+            self.engine.lease.check()
         self.store.write_json(f"{self.stage}/jobs/{name}.json", {**told, "batches": [*map(str, current.batches)]})
         try:
             self.engine.ask(self.api.create_job, manifest)
@@ -304,7 +404,7 @@ class _StepJobs:
 
     def manifest(self, name: str, indexes: int, resources: Resources) -> Manifest:
         """Return a Job of this step."""
-        annotations = {"neurokube.io/run-url": self.run_url}
+        annotations = {ADDRESS: self.run_url, STEP: self.step}
         request = Request(name, self.run_url, self.step, self.labels, annotations, indexes, resources)
         return job_manifest(self.profile, request)
 
@@ -315,16 +415,16 @@ class _StepJobs:
 
     # what went wrong
 
-    def _fates(self, name: str, batches: Sequence[Batch], left: list[int], ended: Manifest) -> list[_Fate]:
-        pods = self._pods(name)
+    def _fates(
+        self, name: str, batches: Sequence[Batch], left: list[int], ended: Manifest, pods: Sequence[Manifest]
+    ) -> list[_Fate]:
+        last = {index: pod for index, pod in last_of(pods).items() if pod.get("status", {}).get("phase") == "Failed"}
+        for index in left[:_LOGS]:
+            if index in last and (log := self.api.log(last[index]["metadata"]["name"], _LINES)):
+                self.store.write(f"{self.stage}/jobs/{name}.{index}.log", log.encode())
         if ended.get("reason") == "PodFailurePolicy":
             told = [_said(_worker(pod)) for pod in pods if _worker(pod).get("exitCode") in (64, 78)]
             raise ConfigurationError(f"{self.step}: {told[0] if told else ended.get('message', 'its Job failed')}")
-        last: dict[int, Manifest] = {}
-        for pod in sorted(pods, key=lambda p: str(p["metadata"].get("creationTimestamp", ""))):
-            index = pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index")
-            if index is not None and pod.get("status", {}).get("phase") == "Failed":
-                last[int(index)] = pod
         return [self._fate(batches[index], last.get(index)) for index in left]
 
     def _fate(self, batch: Batch, pod: Manifest | None) -> _Fate:
@@ -337,13 +437,16 @@ class _StepJobs:
             return _Fate(batch, "storage", status["message"])
         if worker.get("exitCode") == TryAgainError.exit_code:
             return _Fate(batch, "surroundings", _said(worker) or "a worker says to try again")
-        if failed := _failed_blocks(worker.get("message", "")):
-            return _Fate(batch, "blocks", _said(worker), failed)
+        told = _told(worker.get("message", ""))
+        if worker.get("exitCode") == Starved.exit_code:
+            return _Fate(batch, "cpu", _said(worker), quota=told.get("quota"))
+        if failed := told.get("failed"):
+            return _Fate(batch, "blocks", _said(worker), tuple(int(block) for block in failed))
         said = _said(worker) or status.get("message") or f"exit code {worker.get('exitCode', 'unknown')}"
         return _Fate(batch, "death", said)
 
     def _pods(self, name: str) -> list[Manifest]:
-        return self.engine.ask(self.api.pods, f"batch.kubernetes.io/job-name={name}")
+        return self.engine.ask(self.api.pods, pods_of(name))
 
     def _events(self, name: str) -> list[Manifest]:
         return self.engine.ask(self.api.events, name)
@@ -367,35 +470,6 @@ class _StepJobs:
         if waiting_for and now >= self.engine._remark_after:
             self.engine._remark_after = now + _PATIENCE
             console.print(f"[yellow]{self.step}: no pod runs: {escape(_line(waiting_for))}[/]")
-
-    def _hopeless(self, name: str, pods: list[Manifest]) -> str:
-        """Return why no pod of a Job will ever run, "" where one may."""
-        for pod in pods:
-            for container in pod.get("status", {}).get("containerStatuses", []):
-                waiting = container.get("state", {}).get("waiting") or {}
-                if waiting.get("reason") in _HOPELESS:
-                    what = waiting.get("message") or waiting["reason"]
-                    return f"pods cannot start: {_line(what)}; correct 'image' or 'secrets' in the profile"
-            for condition in pod.get("status", {}).get("conditions", []):
-                message = condition.get("message", "")
-                if (
-                    condition["type"] == "PodScheduled"
-                    and "persistentvolumeclaim" in message
-                    and "not found" in message
-                ):
-                    return f"{message}; create the claim, or correct 'volumes' in the profile"
-        if not pods:
-            for event in self._events(name):
-                if event.get("reason") == "FailedCreate":
-                    told = _line(event.get("message", ""))
-                    return f"no pod is admitted: {told}; correct the profile, or ask for what is lacking"
-        return ""
-
-
-def _end(job: Manifest) -> Manifest | None:
-    """Return the condition by which a Job has ended, None where it has not."""
-    conditions = job.get("status", {}).get("conditions", [])
-    return next((c for c in conditions if c["status"] == "True" and c["type"] in ("Complete", "Failed")), None)
 
 
 def _ended(pod: Manifest) -> bool:
@@ -437,15 +511,17 @@ def _said(worker: Manifest) -> str:
     return lines[-1].removeprefix("neurokube: ")[:500] if lines else ""
 
 
-def _failed_blocks(message: str) -> tuple[int, ...]:
-    """Return the blocks that a worker said it put into quarantine: a line of JSON among its last."""
+def _told(message: str) -> Manifest:
+    """Return what a worker said of its share: a line of JSON among its last."""
     for line in reversed(message.splitlines()):
         if line.startswith("{"):
             try:
-                return tuple(int(block) for block in json.loads(line)["failed"])
-            except (ValueError, KeyError, TypeError):
+                told = json.loads(line)
+            except ValueError:
                 continue
-    return ()
+            if isinstance(told, dict) and "failed" in told:
+                return told
+    return {}
 
 
 def _label(text: str) -> str:

@@ -18,7 +18,9 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, Self
 
-from ..errors import NeuroKubeError
+from ..errors import NeuroKubeError, TryAgainError, surroundings
+from ..progress import log
+from ..words import counted
 from .base import Batch, Engine, Outcome, Report, Work
 from .lifeline import leave_with, lives
 
@@ -45,6 +47,25 @@ class Local(Engine):
         return self
 
     def _start(self) -> None:
+        """Start Parsl and its workers, once more where they do not come up in time.
+
+        Raises:
+            TryAgainError: where they do not then either.
+        """
+        try:
+            self._kernel = self._started()
+        except Exception:  # Parsl raises nothing narrower
+            log.debug("Parsl did not start", exc_info=True)
+            try:
+                self._kernel = self._started()
+            except Exception as error:
+                raise surroundings(error, self._folder.name) or TryAgainError(
+                    f"the worker processes did not start, twice ({error}): the machine was asleep or is very busy; "
+                    "nothing that was recorded is lost, run again, perhaps with fewer --workers"
+                ) from None
+        self._stirred, self._patience = time.monotonic(), _STARTING
+
+    def _started(self) -> Any:
         from parsl import Config, DataFlowKernel, HighThroughputExecutor
         from parsl.providers import LocalProvider
 
@@ -84,14 +105,18 @@ class Local(Engine):
         # Ctrl-C is for us alone: what is started while it is blocked never sees it, and we see it afterwards
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            self._kernel = DataFlowKernel(config)
+            return DataFlowKernel(config)
+        except Exception:
+            if executor.interchange_proc is not None:
+                executor.interchange_proc.kill()
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._stirred, self._patience = time.monotonic(), _STARTING
 
     def _start_anew(self) -> None:
         # what was started before may never answer; it leaves with us at the latest
         Thread(target=self._kernel.cleanup, daemon=True).start()
+        self._kernel = None
         self._start()
 
     def __exit__(
@@ -99,7 +124,8 @@ class Local(Engine):
     ) -> None:
         """End the workers."""
         self._stop.touch()
-        self._kernel.cleanup()
+        if self._kernel is not None:
+            self._kernel.cleanup()
         self._folder.cleanup()
 
     def _stalled(self, *, moved: bool) -> bool:
@@ -137,6 +163,8 @@ class Local(Engine):
                 running[future] = entry
             if not running:
                 return
+            at_work = min(len(running), self.workers)
+            self.observer.working(step_name, at_work, len(running) - at_work)
             ended, _ = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED)
             if not ended:
                 yield None
@@ -156,6 +184,7 @@ class Local(Engine):
                 if not _is_loss(error):
                     raise error
                 losses += 1
+                self.observer.happened(step_name, "death")
                 if losses >= _LOSSES:
                     raise NeuroKubeError(
                         f"{step_name}: {losses} workers in a row died before they finished a batch ({error}); "
@@ -163,7 +192,9 @@ class Local(Engine):
                     )
                 parts = batch.halves()
                 if len(parts) == 1 and lost + 1 >= attempts:
-                    yield Outcome(batch, None, f"its worker died {lost + 1} times (killed, or out of memory)")
+                    yield Outcome(
+                        batch, None, f"its worker died {counted(lost + 1, 'time')} (killed, or out of memory)"
+                    )
                 else:
                     again.extend((part, lost + 1 if len(parts) == 1 else 0) for part in parts)
 

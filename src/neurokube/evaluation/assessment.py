@@ -11,7 +11,7 @@ from .instances import InstanceScores, evaluate_instances
 from .mistakes import Mistake
 from .run_length import RunLengths, evaluate_skeletons
 from .scores import Row, print_mistakes, print_rows, print_scores, run_length_rows, score_rows
-from .skeletonization import skeletonize
+from .skeletonization import MERGE_NODES, skeletonize
 from .skeletons import Skeletons
 
 
@@ -64,14 +64,15 @@ def assess(
     min_size: int = 0,
     components: bool = True,
     worst: int = 0,
-    merge_nodes: int = 1,
+    merge_nodes: int | None = None,
     region: Box | None = None,
     quiet: bool = False,
 ) -> Assessment:
     """Score a segmentation against a truth, on skeletons, or on skeletons of the truth, if `skeletonized`.
 
     All is as `evaluate_instances`, `evaluate_skeletons` and `skeletonize` have it, within a `region`, which also
-    lets skeletons reach out of it.
+    lets skeletons reach out of it.  `merge_nodes` is 1 of skeletons that people traced, and more of those that are
+    made, as `MERGE_NODES` says, where nothing else is given.
 
     Raises:
         UsageError: where there is nothing to score against.
@@ -84,6 +85,8 @@ def assess(
     if region is not None:
         prediction, truth = prediction.crop(region), truth and truth.crop(region)
     run_lengths = None
+    if merge_nodes is None:
+        merge_nodes = MERGE_NODES if skeletonized else 1
     if skeletons is not None:
         clip = region is not None
         run_lengths = evaluate_skeletons(prediction, skeletons, merge_nodes=merge_nodes, clip=clip, quiet=quiet)

@@ -192,9 +192,10 @@ def _require_inside(volume: Volume, skeletons: Skeletons, inside: NDArray[np.boo
         return
     outside = np.flatnonzero(~inside)
     node = int(outside[0])
+    are = " is" if outside.size == 1 else f", and {outside.size - 1} more, are"
     raise DataError(
-        f"{_of(skeletons, node)}: node {skeletons.numbers[node]} at {_text(skeletons.places[node])} nm (z, y, x), and "
-        f"{outside.size - 1} more, are outside of {volume.url}, which {_reach(volume)}; check --skeleton-unit and the "
+        f"{_of(skeletons, node)}: node {skeletons.numbers[node]} at {_text(skeletons.places[node])} nm (z, y, x){are} "
+        f"outside of {volume.url}, which {_reach(volume)}; check --skeleton-unit and the "
         f"volume's offset, or leave out what is outside with --region {volume.spec.box}"
     )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..words import counted
 from .instances import Agreement, InstanceScores
 from .masks import MaskScores
 from .mistakes import Mistake
@@ -43,7 +44,7 @@ def run_length_rows(lengths: RunLengths) -> list[Row]:
         ("NERL, their quotient", f"{lengths.nerl:.3f}"),
         ("edges split, merged, omitted", f"{lengths.split:,}, {lengths.merged:,}, {lengths.omitted:,}"),
         ("edges", f"{lengths.edges:,}"),
-        ("segments that merge skeletons", f"{lengths.mergers:,}"),
+        (f"segments that merge skeletons, by {counted(lengths.merge_nodes, 'node')} of each", f"{lengths.mergers:,}"),
         ("skeletons, their length (um)", f"{lengths.skeletons:,}, {lengths.length / 1e3:,.1f}"),
     ]
     if lengths.left_out:
@@ -128,12 +129,13 @@ def print_mistakes(mistakes: Sequence[Mistake], links: Sequence[str] = ()) -> No
 
 def print_rows(rows: Sequence[Row]) -> None:
     """Print names and values as a table."""
-    from rich.console import Console
     from rich.table import Table
+
+    from ..progress import page
 
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for name, value in rows:
         table.add_row(name, value)
-    Console().print(table)
+    page().print(table)

@@ -26,6 +26,7 @@ from ..stages.features import feature_names
 from ..training.config import ForestTraining, GraphVolume
 from ..training.folder import MARK, claim
 from ..volumes.volume import nanometres
+from ..words import counted
 from .edges import AnnotatedGraph, check_channels, load
 
 _UNTOLD = {"volumes", "validation", "description", "licence", "workspace", "threads"}
@@ -62,7 +63,7 @@ def train_forest(
     _check([*volumes, *validation], channels)
     features, boundary = _drawn(volumes, channels, settings)
     if not quiet:
-        console.print(f"{len(boundary)} edges, {int(boundary.sum())} of them boundaries")
+        console.print(f"{counted(len(boundary), 'edge')}, {int(boundary.sum())} of them boundaries")
     forest = grown(features, boundary, settings)
     scores = _scores(forest, validation, channels) if validation else {}
     claim(folder, {"training": settings.model_dump(mode="json")})

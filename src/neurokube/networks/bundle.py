@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeVar
@@ -246,6 +246,14 @@ class ForestCard(_Named):
 
 
 AnyCard = Card | ForestCard
+
+
+def numbers(card: AnyCard) -> dict[str, float]:
+    """Return F1 by label in validation, or where the scores have it, else all numbers at their top."""
+    validation = card.scores.get("validation")
+    scores = validation["f1"] if isinstance(validation, Mapping) and "f1" in validation else card.scores
+    found = {name: score.get("f1") if isinstance(score, Mapping) else score for name, score in scores.items()}
+    return {n: v for n, v in found.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
 @dataclass(frozen=True)

@@ -261,6 +261,23 @@ class Stage(BaseModel):
         """Return the stage with what it names beside the workflow file, in `folder`, named from anywhere."""
         return self
 
+    def following(self, readers: "Sequence[Stage]") -> Self:
+        """Return the stage with what it takes over from those that read it, where nobody set it.
+
+        Raises:
+            ConfigurationError: where they do not agree.
+        """
+        return self
+
+    @property
+    def probes(self) -> bool:
+        """Whether settling tries out the machine: it has to be done on one as those that will work."""
+        return False
+
+    def kept(self, sources: Mapping[str, Source], before: "Stage | None") -> Self | None:
+        """Return the stage as it was settled before, on whatever machine; None where it has to be settled anew."""
+        return None
+
     def settle(self, sources: Mapping[str, Source], before: "Stage | None") -> Self:
         """Return the stage with all that is to be found out when a run is planned; `before` is from the last time."""
         return self
@@ -274,6 +291,14 @@ class Stage(BaseModel):
 
     def remarks(self, sources: Mapping[str, Source]) -> list[str]:
         """Return what a user should know before the stage runs."""
+        return []
+
+    def chosen(self) -> str:
+        """Return what planning chose for this machine, in words; "" where there was nothing to choose."""
+        return ""
+
+    def findings(self, sources: Mapping[str, Source], data: "Data") -> list[str]:
+        """Return what a user should know of what came out, once the stage has run."""
         return []
 
     def beside(self, own: Source) -> dict[str, Source]:
@@ -462,6 +487,19 @@ class Data:
         """Write the array of one cell of a table; durable when this returns."""
         store, key = self._object(name, cell)
         self._put(store, key, packed(array), name, cell)
+
+    def file(self, name: str) -> bytes:
+        """Return a file of the stage's own.
+
+        Raises:
+            DataError: where it is missing.
+        """
+        url = self._found[name][1]
+        folder, _, key = url.rpartition("/")
+        content = Store(folder).read(key)
+        if content is None:
+            raise DataError(f"{url}: {_UNREADABLE.format('it is missing')}")
+        return content
 
     def put_file(self, name: str, content: bytes) -> None:
         """Write a file whole; durable when this returns."""

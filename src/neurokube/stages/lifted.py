@@ -22,10 +22,13 @@ with domain knowledge: Pape et al., Frontiers in Computer Science 13, 2019.)
     and over all tiles
       far           (l, 2)  uint64   pairs that are found between all tiles at once;  far-costs (l,)
       odds-NAME     (c, c)  float64  log-odds that what meets is two cells
+      priors.json   of each prior: contacts surely joined and surely cut, and the log-odds by what meets
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -37,12 +40,13 @@ from ..blocks import Blocks, Box, Grid
 from ..errors import ConfigurationError
 from ..volumes import VolumeSpec
 from ..volumes.store import placed
-from .base import SINGLE, Block, Data, Source, Stage, Step, TableOutput, Target, over_cells, same_grid
+from ..words import counted
+from .base import SINGLE, Block, Data, FileOutput, Source, Stage, Step, TableOutput, Target, over_cells, same_grid
 from .costs import edge_costs, exact
 from .fragments import first_id
 from .fusion import ChannelName
 from .graph import fragment_ids
-from .multicut import graph_grid
+from .multicut import Multicut, graph_grid
 from .objects import channel
 from .priors import (
     Prior,
@@ -78,8 +82,13 @@ class Lifted(Stage):
     priors: dict[ChannelName, Prior] = Field(
         min_length=1, description="what is known, by name: {channels | objects | contacts | pairs: ..., repel, attract}"
     )
-    bias: float = Field(0.7, gt=0, lt=1, description="of the multicut that says which fragments share what they hold")
-    margin: float = Field(1.0, ge=0, le=20, description="how far beyond doubt fragments are joined that do")
+    bias: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="of the multicut by which contacts are beyond doubt [default: of the one that reads it]",
+    )
+    margin: float = Field(1.5, ge=0, le=20, description="log-odds of a contact that are beyond doubt, at that bias")
     points: dict[ChannelName, tuple[tuple[float, ...], ...]] | None = Field(None, description="what planning found")
 
     def references(self) -> dict[str, str]:
@@ -104,6 +113,18 @@ class Lifted(Stage):
         own = {role: reference for role, reference in references.items() if role in self.roles}
         return self.model_copy(update={**own, "priors": priors})
 
+    def following(self, readers: Sequence[Stage]) -> Self:
+        """Return the stage with the bias of the multicuts that read it, see `Stage.following`."""
+        if self.bias is not None:
+            return self
+        # what a forest says of a boundary is on a scale of its own
+        biases = {stage.bias for stage in readers if isinstance(stage, Multicut) and stage.forest is None}
+        if len(biases) > 1:
+            raise ConfigurationError(
+                f"bias: multicuts of the biases {', '.join(f'{bias:g}' for bias in sorted(biases))} read it; say which"
+            )
+        return self.model_copy(update={"bias": biases.pop() if biases else Multicut.model_fields["bias"].default})
+
     def placed(self, folder: Path) -> Self:
         """Return the stage with its files of pairs as they are from anywhere."""
         moved = {
@@ -123,6 +144,49 @@ class Lifted(Stage):
         }
         return self.model_copy(update={"points": points or None, "priors": named})
 
+    def remarks(self, sources: Mapping[str, Source]) -> list[str]:
+        """Say which pairs of points lie outside of the volume."""
+        found = []
+        for name in self.points or {}:
+            within = self.within(name, sources["fragments"].spec)
+            if outside := int(np.count_nonzero(~within)):
+                found.append(
+                    f"{name}: of {counted(len(within), 'pair')} of points {outside:,} "
+                    f"{'has' if outside == 1 else 'have'} an end outside of the volume, and "
+                    f"{'is' if outside == 1 else 'are'} left out"
+                )
+        return found
+
+    def findings(self, sources: Mapping[str, Source], data: Data) -> list[str]:
+        """Say what each prior is worth, and which pairs of points part nothing."""
+        spec = sources["fragments"].spec
+        tiles = _Tiles(self, graph_grid(sources), spec)
+        worth: dict[str, Any] = json.loads(data.file("priors.json"))
+        found = [f"{name}: {self._worth(self.priors[name], each)}" for name, each in worth.items()]
+        for name in self.points or {}:
+            ends = tiles.ends(name, data)[self.within(name, spec)]
+            none = (ends == 0).any(1)
+            same = (ends[:, 0] == ends[:, 1]) & ~none
+            reasons = {"with both ends in one fragment": int(same.sum()), "with an end in no fragment": int(none.sum())}
+            if said := [f"{count:,} {reason}" for reason, count in reasons.items() if count]:
+                found.append(f"{name}: of {counted(len(ends), 'pair')} of points are left out: {', '.join(said)}")
+        return found
+
+    def lines(self, name: str) -> NDArray[np.float64]:
+        """Return the pairs of a prior, (n, 7), see `read_pairs`."""
+        assert self.points is not None
+        return np.array(self.points[name], np.float64).reshape(-1, 7)
+
+    def places(self, name: str, spec: VolumeSpec) -> NDArray[np.int64]:
+        """Return the voxels of both ends of each pair of a prior, (n, 2, 3)."""
+        ends = self.lines(name)[:, :6].reshape(-1, 2, 3)
+        return np.rint((ends - spec.offset) / spec.voxel_size).astype(np.int64)
+
+    def within(self, name: str, spec: VolumeSpec) -> NDArray[np.bool_]:
+        """Return which pairs of a prior lie in the volume with both ends, (n,)."""
+        places = self.places(name, spec)
+        return np.asarray(((places >= 0) & (places < spec.shape)).all((1, 2)))
+
     def steps(self, sources: Mapping[str, Source]) -> list[Step]:
         """Plan what fragments hold, what is far apart, and the pairs of tiles."""
         grid, spec = graph_grid(sources), sources["fragments"].spec
@@ -131,18 +195,40 @@ class Lifted(Stage):
         tiles = _Tiles(self, grid, spec)
         evidence = [TableOutput(tiles.table(name), grid) for name in self.priors if tiles.table(name)]
         lifted = [TableOutput(name, grid) for name in ("lifted", "costs")]
-        weighed = [name for name, prior in self.priors.items() if prior.pairs is None]
+        weighed = [name for name, prior in self.priors.items() if prior.measured]
         doubtless = [TableOutput(f"doubtless-{name}", grid) for name in weighed]
         odds = [TableOutput(f"odds-{name}", SINGLE) for name in weighed]
-        far = [*(TableOutput(name, SINGLE) for name in ("far", "far-costs")), *odds]
-        steps = [Step("far", SINGLE, tuple(map(Target, far)), tiles.far)]
-        for name, tables, compute in (
+        tables = [*(TableOutput(name, SINGLE) for name in ("far", "far-costs")), *odds]
+        far = (*map(Target, tables), Target(FileOutput("priors.json")))
+        steps = [Step("far", SINGLE, far, tiles.far)]
+        for name, written, compute in (
             ("doubtless", doubtless, tiles.doubtless),
             ("evidence", evidence, tiles.evidence),
         ):
-            if tables:
-                steps.insert(0, Step(name, grid, tuple(map(Target, tables)), over_cells(grid, compute)))
+            if written:
+                steps.insert(0, Step(name, grid, tuple(map(Target, written)), over_cells(grid, compute)))
         return [*steps, Step("lifted", grid, tuple(map(Target, lifted)), over_cells(grid, tiles.lifted))]
+
+    def boundary_costs(self, stats: NDArray[np.int64]) -> tuple[Costs, Costs]:
+        """Return costs and weights of contacts by their boundary alone."""
+        assert self.bias is not None
+        return edge_costs(stats, bias=self.bias, size_weight=0.8)
+
+    def _worth(self, prior: Prior, found: Mapping[str, Any]) -> str:
+        given = "; 'trusted: true' counts it as given"
+        sure = f"{found['joined']:,} contacts that are surely joined and {found['cut']:,} that are surely cut"
+        if not found["joined"] or not found["cut"]:
+            return f"worth nothing, as there are {sure} at a bias of {self.bias:g}: set 'bias' or 'margin'{given}"
+        odds, names = found["odds"], sorted(prior.channels or ())
+        if prior.channels is not None:
+            names = names if names[1:] else [names[0], f"not {names[0]}"]
+            worth = {
+                f"{one} and {other} part": odds[i][j] for (i, one), (j, other) in combinations(enumerate(names, 1), 2)
+            }
+        else:
+            worth = {"it joins": -odds[1][1]} if prior.objects is not None else {"it parts": odds[1][1]}
+        told = ", ".join(f"{what} with log-odds of {value:.1f}" for what, value in worth.items() if value > 0)
+        return f"{told}, by {sure}" if told else f"worth nothing, as it says no more than chance of {sure}{given}"
 
     def _check(self, name: str, prior: Prior, sources: Mapping[str, Source], spec: VolumeSpec) -> None:
         for each, reference in (prior.channels or {}).items():
@@ -158,6 +244,16 @@ class Lifted(Stage):
             same_grid("fragments", spec, f"{name}.objects", source.spec)
         if prior.contacts is not None:
             sources["graph"].table(f"stats-{prior.contacts}")
+        if prior.pairs is not None and len(within := self.within(name, spec)) and not within.any():
+            end = np.add(spec.offset, np.multiply(spec.shape, spec.voxel_size))
+            raise ConfigurationError(
+                f"priors.{name}.pairs: no pair of {prior.pairs} lies in the volume, which reaches from "
+                f"{_text(spec.offset)} to {_text(end)} nm; give places in nm, z before y and x, or leave the prior out"
+            )
+
+
+def _text(place: Iterable[float]) -> str:
+    return ", ".join(f"{v:g}" for v in place)
 
 
 @dataclass(frozen=True)
@@ -197,10 +293,7 @@ class _Tiles:
         return np.concatenate([rows, middle], axis=1)
 
     def _points(self, name: str, ids: Ids, box: Box) -> NDArray[np.int64]:
-        assert self.stage.points is not None
-        rows = np.array(self.stage.points[name], np.float64).reshape(-1, 7)
-        ends = rows[:, :6].reshape(-1, 3)
-        places = np.rint((ends - self.spec.offset) / self.spec.voxel_size).astype(np.int64)
+        places = self.stage.places(name, self.spec).reshape(-1, 3)
         inside = np.flatnonzero(((places >= box.start) & (places < box.stop)).all(1))
         z, y, x = (places[inside] - box.start).T
         return np.stack([inside // 2, inside % 2, ids[z, y, x].astype(np.int64)], axis=1)
@@ -210,11 +303,13 @@ class _Tiles:
         sizes = data.table("fragments.sizes", cell).astype(np.int64)
         own = fragment_ids(self.grid, cell, len(sizes))
         edges, stats = data.table("graph.edges", cell), data.table("graph.stats", cell)
-        costs, weights = edge_costs(stats, bias=self.stage.bias, size_weight=0.8)
+        costs, weights = self.stage.boundary_costs(stats)
         sure = self.stage.margin * weights
         inside = np.asarray(has(own, edges).all(1))
         verdicts = [inside & (costs > sure), inside & (costs < -sure)]
         for name, prior in self.stage.priors.items():
+            if not prior.measured:
+                continue
             if prior.channels is not None:
                 kinds, _ = clear_classes(data.table(self.table(name), cell), sizes, prior.least)
                 ends = np.where(
@@ -235,10 +330,16 @@ class _Tiles:
 
     def far(self, block: Block, data: Data) -> None:
         """Find what each prior is worth, and the pairs for which all tiles have to be seen."""
+        worth: dict[str, Any] = {}
         for name, prior in self.stage.priors.items():
-            if prior.pairs is None:
-                counts = sum(data.tables(f"doubtless-{name}", range(len(self.grid))))
-                data.put(f"odds-{name}", 0, log_odds(np.asarray(counts)))
+            if prior.measured:
+                counts = np.asarray(sum(data.tables(f"doubtless-{name}", range(len(self.grid)))))
+                odds = log_odds(counts)
+                data.put(f"odds-{name}", 0, odds)
+                # each contact is counted from both its ends
+                joined, cut = counts.sum((1, 2)) // 2
+                worth[name] = {"joined": int(joined), "cut": int(cut), "odds": odds.tolist()}
+        data.put_file("priors.json", (json.dumps(worth, indent=2) + "\n").encode())
         pairs, costs = [np.zeros((0, 2), np.uint64)], [np.zeros(0)]
         for name, prior in self.stage.priors.items():
             if prior.objects is not None and prior.repel:
@@ -247,22 +348,28 @@ class _Tiles:
                 pairs.append(apart(np.concatenate(rows), prior.within))
                 costs.append(np.full(len(pairs[-1]), -prior.repel))
             elif prior.pairs is not None:
-                found, cost = self._paired(name, data)
-                pairs.append(found)
-                costs.append(cost)
+                ends = self.ends(name, data)
+                # a pair with an end in no fragment, and one within a fragment, part nothing
+                both = (ends > 0).all(1) & (ends[:, 0] != ends[:, 1])
+                pairs.append(ends[both])
+                costs.append(self.stage.lines(name)[both, 6])
         together, cost = summed(np.concatenate(pairs), exact(np.concatenate(costs)))
         data.put("far", 0, together)
         data.put("far-costs", 0, cost)
 
-    def _paired(self, name: str, data: Data) -> tuple[Ids, Costs]:
-        """Return the fragments that pairs of points lie in; a pair of which an end lies in none is left out."""
-        assert self.stage.points is not None
-        lines = np.array(self.stage.points[name], np.float64).reshape(-1, 7)
-        ends = np.zeros((len(lines), 2), np.uint64)
+    def ends(self, name: str, data: Data) -> Ids:
+        """Return the fragments that pairs of points lie in, (n, 2), 0 for none."""
+        ends = np.zeros((len(self.stage.lines(name)), 2), np.uint64)
         for rows in data.tables(self.table(name), range(len(self.grid))):
             ends[rows[:, 0], rows[:, 1]] = rows[:, 2]
-        both = (ends > 0).all(1) & (ends[:, 0] != ends[:, 1])
-        return ends[both], lines[both, 6]
+        return ends
+
+    def odds(self, name: str, data: Data) -> Costs:
+        """Return the log-odds that what meets is two cells, as they were found; 1 either way where they are given."""
+        prior = self.stage.priors[name]
+        if prior.measured:
+            return data.table(f"odds-{name}", 0)
+        return np.full((classes(prior) + 1,) * 2, -1.0 if prior.objects is not None else 1.0)
 
     def around(self, cell: int) -> list[int]:
         """Return a tile and those that touch it."""
@@ -277,7 +384,7 @@ class _Tiles:
         for name, prior in self.stage.priors.items():
             if prior.pairs is not None:
                 continue
-            table, odds = self.table(name), data.table(f"odds-{name}", 0)
+            table, odds = self.table(name), self.odds(name, data)
             if prior.contacts is not None:
                 across = clear_contacts(data.table(f"graph.stats-{prior.contacts}", cell), prior.least)
                 pairs.append(data.table("graph.edges", cell)[across])
@@ -314,7 +421,7 @@ class _Groups:
         for cell in data.ahead(cells, "fragments.sizes", "graph.stats", "graph.edges"):
             sizes = data.table("fragments.sizes", cell).astype(np.int64)
             stats = data.table("graph.stats", cell)
-            costs, weights = edge_costs(stats, bias=tiles.stage.bias, size_weight=0.8)
+            costs, weights = tiles.stage.boundary_costs(stats)
             nothing = np.zeros(len(costs))
             values = np.stack([costs, weights, nothing, nothing], axis=1)
             nodes = fragment_ids(tiles.grid, cell, len(sizes))

@@ -118,6 +118,16 @@ class Multicut(ForestStage):
     )
     last_solver: Solvers | None = Field(None, description="how what is left is solved [default: as blocks are]")
 
+    def remarks(self, sources: Mapping[str, Source]) -> list[str]:
+        """Say which levels the volume is too small for, beside what the forest has to say."""
+        found = super().remarks(sources)
+        asked = self.levels or 0
+        made = len(self._grids(graph_grid(sources), sources["fragments"].spec.voxel_size)) - 1
+        if made < asked:
+            which = f"level {asked} is" if made == asked - 1 else f"levels {made + 1} to {asked} are"
+            found.append(f"{which} left out, as one block of level {made + 1} would hold all of the volume")
+        return found
+
     def steps(self, sources: Mapping[str, Source]) -> list[Step]:
         """Plan costs, the levels, the last solution, and the segments of tiles."""
         grid = graph_grid(sources)

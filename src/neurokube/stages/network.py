@@ -26,6 +26,7 @@ from ..networks.proposal import fits
 from ..volumes import VolumeSpec
 from ..volumes.store import placed
 from ..volumes.volume import nanometres
+from ..words import counted
 from .base import (
     SINGLE,
     Block,
@@ -130,13 +131,23 @@ class NetworkStage(TiledStage):
 
     # what planning finds
 
-    def settle(self, sources: Mapping[str, Source], before: Stage | None) -> Self:
-        """Return the stage with window, batch, backend and dtype fixed: as before where nothing changed, else tried."""
+    @property
+    def probes(self) -> bool:
+        """Whether settling tries out the machine: windows, batch, dtype and backend."""
+        return True
+
+    def kept(self, sources: Mapping[str, Source], before: Stage | None) -> Self | None:
+        """Return the stage with window, batch, backend and dtype as before where nothing changed, else None."""
         self._check(sources)
         found = before.settled if isinstance(before, NetworkStage) and self._same(before) else None
-        if found is None or not self._fits(found) or found.software != software(found.numerics.backend):
-            found = self._tried(sources["image"].spec)
-        return self.model_copy(update={"settled": found})
+        return self.model_copy(update={"settled": found}) if found is not None and self._fits(found) else None
+
+    def settle(self, sources: Mapping[str, Source], before: Stage | None) -> Self:
+        """Return the stage with window, batch, backend and dtype fixed: as before where nothing changed, else tried."""
+        kept = self.kept(sources, before)
+        if kept is not None and kept.settled is not None and _runs_here(kept.settled):
+            return kept
+        return self.model_copy(update={"settled": self._tried(sources["image"].spec)})
 
     def _same(self, before: "NetworkStage") -> bool:
         return self == before.model_copy(update={"settled": self.settled, "memory": self.memory, "block": self.block})
@@ -172,6 +183,16 @@ class NetworkStage(TiledStage):
             halo=halo,
             software=software(backend),
             peak=int(peak),
+        )
+
+    def chosen(self) -> str:
+        """Say which windows and numbers were found to suit this machine: on another, or a busy one, others are."""
+        if self.settled is None:
+            return ""
+        n = self.settled.numerics
+        return (
+            f"windows of {' x '.join(map(str, n.window))}, {n.batch} at a time, {n.dtype} by {n.backend}, "
+            f"{counted(n.threads, 'thread')} a worker"
         )
 
     def check_worker(self) -> None:
@@ -324,3 +345,11 @@ def _digest(card: Card) -> str:
     # what a card of today can say and does not is left out, so that runs planned before it could go on
     absent = {"target"} if card.target is None else set()
     return hashlib.sha256(card.model_dump_json(include=_DECISIVE - absent).encode()).hexdigest()[:16]
+
+
+def _runs_here(settled: Settled) -> bool:
+    """Whether this machine computes what was settled on another, or before."""
+    try:
+        return software(settled.numerics.backend) == settled.software
+    except ConfigurationError:
+        return False

@@ -9,8 +9,9 @@ A prior looks at one of four things, and says by how much fragments attract or r
     contacts   a channel of the graph, as synapses: what touches across one is two cells
     pairs      a file of pairs of points, from whatever source: skeletons, tracts, another program
 
-`repel` and `attract` are times the log-odds that are found, which `lifted` says; 1 counts like a contact of 100 voxel
-pairs.  Two different nuclei, and pairs of a file, count as they are given.
+`repel` and `attract` are times the log-odds that are found, which `lifted` says; a cost of 1 counts like a contact of
+100 voxel pairs whose boundary has log-odds of 1.  Two different objects that repel, pairs of a file, and what is
+`trusted` count as they are given.
 """
 
 from pathlib import Path
@@ -53,14 +54,24 @@ class Prior(BaseModel):
     pairs: str | None = Field(
         None, description="a CSV file with the columns z1, y1, x1, z2, y2, x2 in nm, and cost: below 0 is apart"
     )
-    repel: float = Field(0.0, ge=0, le=1000, description="how much what differs repels, times the log-odds found")
-    attract: float = Field(0.0, ge=0, le=1000, description="objects: how much fragments that share one attract")
+    repel: float = Field(
+        0.0, ge=0, le=1000, description="how much what differs repels, times the log-odds found; of objects as given"
+    )
+    attract: float = Field(
+        0.0, ge=0, le=1000, description="objects: how much fragments that share one attract, times the log-odds found"
+    )
+    trusted: bool = Field(False, description="repel and attract count as given, whatever boundaries say of it")
     least: float = Field(
         0.7, ge=0.5, lt=1, description="probability, or share of a class, that is clear enough to count"
     )
     distance: int = Field(3, ge=1, le=20, description="channels: contacts between what repels, at most")
     overlap: int = Field(50, ge=1, description="objects: voxels of one in a fragment that are no accident")
     within: float = Field(100_000.0, gt=0, description="objects: nm between two that repel, at most")
+
+    @property
+    def measured(self) -> bool:
+        """Whether what it is worth is read off the data."""
+        return not self.trusted and (self.channels is not None or self.contacts is not None or self.attract > 0)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -73,6 +84,8 @@ class Prior(BaseModel):
             raise ValueError("objects: give 'attract' or 'repel', or both")
         if given[0] != "objects" and self.attract:
             raise ValueError("attract: goes with objects")
+        if given[0] == "pairs" and self.trusted:
+            raise ValueError("trusted: pairs always are; leave it out")
         return self
 
 

@@ -54,6 +54,15 @@ class Superresolution(ImageStage):
     def _keeps(self) -> bool:
         return self.keep_sections
 
+    @property
+    def probes(self) -> bool:
+        """Whether settling tries out the machine: where a network is used."""
+        return self.method == "network"
+
+    def kept(self, sources: Mapping[str, Source], before: Stage | None) -> Self | None:
+        """Return the stage as settled before; interpolation has nothing to settle."""
+        return super().kept(sources, before) if self.method == "network" else self
+
     def settle(self, sources: Mapping[str, Source], before: Stage | None) -> Self:
         """Return the stage with all that is to be found out about its network, where there is one."""
         image = check_image(sources)

@@ -8,13 +8,14 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..errors import NeuroKubeError, surroundings
+from ..progress import page
+from ..words import counted
 from ..workflow.text import anywhere, edited
 from .plot import plot
-from .ranges import shown
+from .ranges import Range, shown
 from .study import Trial
 from .tuner import SCORES, TOLD, Tuning
 
@@ -38,7 +39,7 @@ def write_tuning(tuning: Tuning) -> str:
     """
     folder = Path(tuning.request.output)
     score = _TITLES[SCORES[tuning.request.score]]
-    title = f"{Path(tuning.request.workflow).name}: {score} of {len(tuning.trials)} trials"
+    title = f"{Path(tuning.request.workflow).name}: {score} of {counted(len(tuning.trials), 'trial')}"
     picture = plot(title, score, tuning.ranges, tuning.trials, dict(tuning.importances))
     path = folder / "tuned.yaml"
     try:
@@ -71,6 +72,7 @@ def as_dict(tuning: Tuning) -> dict[str, Any]:
         "best": tuning.best.number,
         "changed": tuning.changed(tuning.best),
         "ranges": {r.name: str(r) for r in tuning.ranges},
+        "varied": [r.name for r in tuning.ranges if _varied(tuning, r)],
         "importances": dict(tuning.importances),
         "cutouts": [{"truth": c.truth.url, "region": str(c)} for c in tuning.cutouts],
         "before": dict(tuning.trials[0].scores),
@@ -84,18 +86,20 @@ def as_dict(tuning: Tuning) -> dict[str, Any]:
 
 def print_tuning(tuning: Tuning) -> None:
     """Print the best trials, the settings before and after, the scores before and after, and what to do next."""
-    console = Console()
+    console = page()
     console.print(_trials_table(tuning))
     console.print(_settings_table(tuning))
     console.print(_scores_table(tuning))
     failed = sum(bool(trial.error) for trial in tuning.trials)
     if failed:
         first = next(trial for trial in tuning.trials if trial.error)
-        print(f"{failed} trials failed; trial {first.number}: {first.error}")
+        print(f"{counted(failed, 'trial')} failed; trial {first.number}: {first.error}")
+    if untried := _untried(tuning):
+        print(untried)
     if tuning.validation and tuning.best.number and _worse(tuning):
         print("note: the hold-out got worse: the settings fit the tuned cut-out only; tune on more truth")
     folder = tuning.request.output
-    print(f"{folder}: trials.csv has all {len(tuning.trials)} trials, tuning.png shows them")
+    print(f"{folder}: trials.csv has every trial, tuning.png shows them")
     if tuning.best.number == 0:
         print("no settings were better than those that the workflow has; more --trials go on from here")
         return
@@ -161,8 +165,26 @@ def _settings_table(tuning: Tuning) -> Table:
     for each in sorted(tuning.ranges, key=lambda r: -told.get(r.name, 0)):
         before, after = (shown(t.settings[each.name]) for t in (tuning.trials[0], tuning.best))
         share = f"{told[each.name]:.0%}" if each.name in told else "-"
-        table.add_row(each.name, str(each), before, f"[bold]{after}[/]" if after != before else after, share)
+        tried = str(each) if _varied(tuning, each) else "not varied"
+        table.add_row(each.name, tried, before, f"[bold]{after}[/]" if after != before else after, share)
     return table
+
+
+def _varied(tuning: Tuning, each: Range) -> bool:
+    """Whether a setting was anything else than it was before."""
+    return len({trial.settings[each.name] for trial in tuning.trials}) > 1
+
+
+def _untried(tuning: Tuning) -> str:
+    """Say why the watershed is as it was, where the trials did not reach beyond the first group; else nothing."""
+    request, left = tuning.request, [r for r in tuning.ranges if r.stage != tuning.multicut]
+    if len(tuning.trials) > request.multicuts or any(_varied(tuning, r) for r in left) or not left:
+        return ""
+    stages = ", ".join(dict.fromkeys(r.stage for r in left))
+    return (
+        f"note: {stages}: settings were not varied, as the first {counted(request.multicuts, 'trial')} share them; "
+        f"give more --trials, or fewer --multicuts"
+    )
 
 
 def _scores_table(tuning: Tuning) -> Table:

@@ -111,7 +111,8 @@ def tune(request: Request, engine: Engine, *, overwrite: bool = False, quiet: bo
     """
     request.check()
     _require_optuna()
-    workflow = load_workflow(request.workflow)
+    # multicuts are varied, and what follows them stays: `tuned_workflow` says it
+    workflow = load_workflow(request.workflow).followed()
     chain = Chain.of(workflow, _multicut(workflow, request))
     truths = open_truths(request.truths)
     cutouts = cutouts_of(workflow, truths, request.regions)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ..blocks import Vector
 from ..errors import DataError, NeuroKubeError, UsageError
+from ..words import counted
 from .volume import Nanometres
 
 _TIFF = (".tif", ".tiff")
@@ -165,7 +166,7 @@ def _open_folder(folder: Path, allow_gaps: bool) -> Source:
             raise DataError(f"{file}: is {this} but {files[0].name} is {first}; export all slices alike")
     return Source(
         path=str(folder),
-        description=f"{len(files)} {_kind(files[0])} slices, {files[0].name} to {files[-1].name}",
+        description=f"{counted(len(files), f'{_kind(files[0])} slice')}, {files[0].name} to {files[-1].name}",
         shape=(len(files), *first.size),
         dtype=first.dtype,
         sections=partial(_read_slices, files, first),
@@ -512,7 +513,7 @@ def _open_mrc(file: Path) -> Source:
     unset = all(s == 0.1 for s in np.round(sizes, 6))  # IMOD writes 1 Å where it does not know
     return Source(
         path=str(file),
-        description=f"MRC file of {shape[0]} sections",
+        description=f"MRC file of {counted(shape[0], 'section')}",
         shape=shape,
         dtype=dtype,
         sections=lambda a, b: data.reshape(shape)[a:b],

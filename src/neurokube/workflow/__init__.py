@@ -6,10 +6,23 @@ worker    =  blocks to be computed        one function             (worker)
 driver    =  steps to be finished         with any engine          (driver)
 """
 
-from .driver import Summary, execute
+from typing import TYPE_CHECKING, Any
+
 from .plan import Plan, make_plan
 from .run import Run
 from .spec import Workflow, load_workflow, parse_workflow
 from .worker import work
 
+if TYPE_CHECKING:
+    from .driver import Summary, execute
+
 __all__ = ["Plan", "Run", "Summary", "Workflow", "execute", "load_workflow", "make_plan", "parse_workflow", "work"]
+
+
+def __getattr__(name: str) -> Any:
+    # workers start often, and have no need of it
+    if name in ("Summary", "execute"):
+        from . import driver
+
+        return getattr(driver, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..progress import progress
 from ..volumes.annotations.assignments import Assignment, without
+from ..words import counted, named
 from .editor import Editor
-from .edits import Edit, Ids, described
+from .edits import Edit, Ids
 
 
 def import_assignment(
@@ -61,14 +62,14 @@ def _known(editor: Editor, assignment: Assignment) -> tuple[Assignment, tuple[st
         unknown += ids[ids > last].tolist()
     if unknown or 0 in fragments:
         raise DataError(
-            f"{assignment.path}: fragment {described(unknown or [0])} is none of this run's; import a project that was "
+            f"{assignment.path}: not of this run: {named('fragment', unknown or [0])}; import a project that was "
             "made of its fragments, as they are now"
         )
     painted = fragments[fragments > beyond]
     if not len(painted):
         return assignment, ()
     return without(assignment, painted), (
-        f"left out {len(painted)} ids that are no fragments, but painted in Paintera",
+        f"left out, as painted in Paintera and no fragments: {counted(len(painted), 'id')}",
     )
 
 

@@ -25,7 +25,8 @@ from ..stages import Data, VolumeOutput
 from ..stages.division import divided
 from ..stages.graph import fragment_ids
 from ..volumes import Store, join
-from .edits import Edit, EditLog, checksum, described
+from ..words import described
+from .edits import Edit, EditLog, checksum
 from .places import Places
 from .plan import PlannedStage
 from .run import Run

@@ -3,18 +3,21 @@
 import signal
 import threading
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
 from rich.progress import Progress
 
+from ..engines import Observer
 from ..engines.base import Engine
 from ..errors import Drained, NeuroKubeError
 from ..progress import console, progress
+from ..words import counted, named
 from .corrections import Corrections
-from .edits import EditLog, described
+from .edits import EditLog
 from .plan import PlannedStage, PlannedStep
 from .run import Run
 from .worker import work
@@ -29,10 +32,10 @@ class Summary:
     dropped: list[str] = field(default_factory=list)
 
 
-def execute(run: Run, engine: Engine, *, quiet: bool = False) -> Summary:
+def execute(run: Run, engine: Engine, *, observer: Observer | None = None, quiet: bool = False) -> Summary:
     """Run every step that is not done, in order; call again to go on after any interruption.
 
-    A stage with failed blocks holds back only what depends on it.
+    A stage with failed blocks holds back only what depends on it.  An observer is told what happens.
 
     Raises:
         Drained: where Ctrl-C or SIGTERM ended it; all that was done is recorded.
@@ -40,44 +43,112 @@ def execute(run: Run, engine: Engine, *, quiet: bool = False) -> Summary:
         TryAgainError: where the folder is busy, full or read-only.
     """
     with run.lock():
-        return finish(run, engine, quiet=quiet)
+        return finish(run, engine, observer=observer, quiet=quiet)
 
 
-def finish(run: Run, engine: Engine, *, stages: Container[str] | None = None, quiet: bool = False) -> Summary:
+def finish(
+    run: Run,
+    engine: Engine,
+    *,
+    stages: Container[str] | None = None,
+    observer: Observer | None = None,
+    quiet: bool = False,
+) -> Summary:
     """Do what `execute` does, for some stages only where they are named; the lock is held.
 
     Of named stages it is taken for granted that no stored object was lost.
     """
-    summary = Summary()
-    failed: dict[str, str] = {}
-    with _draining(engine) as asked, engine:
-        summary.dropped = run.prepare()
+    engine.observer = observer = observer or Observer()
+    with _draining(engine) as asked, engine, engine.hold(run.url):
+        summary = Summary(dropped=run.prepare())
         for name in summary.dropped if stages is None else ():
             console.print(f"[yellow]{name}: its settings or inputs changed; it is computed anew[/]")
+        chosen = [planned for planned in run.plan.stages if stages is None or planned.name in stages]
         with progress(quiet=quiet) as bars:
-            for step in run.plan.steps.values():
-                planned = step.planned
-                if stages is not None and planned.name not in stages:
-                    continue
-                upstream = {source.name for source in planned.sources.values()} | {planned.name}
-                if upstream & failed.keys():
-                    failed.setdefault(planned.name, "")
-                    continue
-                correcting = planned.stage.editable and not asked.is_set()
-                if correcting and step.step is planned.steps[0]:
-                    _correct(run, planned, bars)
-                if stages is None and (lost := run.forget_lost(step)):
-                    console.print(
-                        f"[yellow]{step.name}: {lost} stored objects are gone; their blocks are computed again[/]"
-                    )
-                message = _step(run, step, engine, bars, summary, asked)
-                if message:
-                    failed[planned.name] = message
-                elif correcting and step.step is planned.steps[-1]:
-                    Corrections(run, planned, EditLog.read(run.store, planned.name)).finish()
+            driver = _Driver(run, engine, bars, summary, asked, whole=stages is None, quiet=quiet)
+            failed = _at_once(driver, chosen) if engine.overlaps else _in_order(driver, chosen)
     if failed:
         raise NeuroKubeError("; ".join(message for message in failed.values() if message))
     return summary
+
+
+def _reads(planned: PlannedStage) -> set[str]:
+    return {source.name for source in planned.sources.values()}
+
+
+def _in_order(driver: "_Driver", chosen: Sequence[PlannedStage]) -> dict[str, str]:
+    """Work through stages one by one; return what failed, "" for what could not begin therefore."""
+    failed: dict[str, str] = {}
+    for planned in chosen:
+        message = "" if _reads(planned) & failed.keys() else driver.stage(planned)
+        if message is not None:
+            failed[planned.name] = message
+    return failed
+
+
+def _at_once(driver: "_Driver", chosen: Sequence[PlannedStage]) -> dict[str, str]:
+    """Do what `_in_order` does, each stage as soon as what it reads is done."""
+    failed: dict[str, str] = {}
+    waiting = {planned.name: planned for planned in chosen}
+    running: dict[Future[str | None], str] = {}
+    ended: BaseException | None = None
+    pool = ThreadPoolExecutor(max_workers=len(chosen) or 1)
+    try:
+        while waiting or running:
+            for name, planned in list(waiting.items()):
+                held = waiting.keys() | set(running.values())
+                if _reads(planned) & failed.keys():
+                    failed[name] = ""
+                    del waiting[name]
+                elif not _reads(planned) & held:
+                    running[pool.submit(driver.stage, planned)] = waiting.pop(name).name
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(future)
+                if (error := future.exception()) is not None:
+                    # the others end their blocks, and nothing begins
+                    ended = ended or error
+                    driver.engine.drain()
+                    waiting.clear()
+                elif (message := future.result()) is not None:
+                    failed[name] = message
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    if ended is not None:
+        raise ended
+    return failed
+
+
+@dataclass(frozen=True)
+class _Driver:
+    """What it takes to work through stages; `whole` where all stages of the run are looked at."""
+
+    run: Run
+    engine: Engine
+    bars: Progress
+    summary: Summary
+    asked: threading.Event
+    whole: bool
+    quiet: bool
+
+    def stage(self, planned: PlannedStage) -> str | None:
+        """Work through the steps of a stage; return what failed, None where nothing did."""
+        editing = planned.stage.editable and not self.asked.is_set()
+        if editing:
+            _correct(self.run, planned, self.bars)
+        for step in self.run.plan.steps.values():
+            if step.planned is not planned:
+                continue
+            if self.whole and (lost := self.run.forget_lost(step)):
+                console.print(f"[yellow]{step.name}: gone from the store: {counted(lost, 'object')}; computed again[/]")
+            with self.engine.observer.at_work(step.name):
+                message = _step(self.run, step, self.engine, self.bars, self.summary, self.asked)
+            if message:
+                return message
+        if editing:
+            Corrections(self.run, planned, EditLog.read(self.run.store, planned.name)).finish()
+        if not self.quiet:
+            _tell(planned, self.summary)
+        return None
 
 
 def _correct(run: Run, planned: PlannedStage, bars: Progress) -> None:
@@ -87,9 +158,16 @@ def _correct(run: Run, planned: PlannedStage, bars: Progress) -> None:
         console.print(f"[yellow]{planned.name}: {remark}[/]")
     if away := [edit.number for edit in corrections.log.standing() if edit.on != corrections.on]:
         console.print(
-            f"[yellow]{planned.name}: edits {described(away)} were made on other fragments and are left out; they are "
-            f"kept in {planned.name}.edits, and count again once '{planned.sources['fragments'].name}' is as it was[/]"
+            f"[yellow]{planned.name}: left out, as made on other fragments: {named('edit', away)}; kept in "
+            f"{planned.name}.edits, to count again once '{planned.sources['fragments'].name}' is as it was[/]"
         )
+
+
+def _tell(planned: PlannedStage, summary: Summary) -> None:
+    """Say what a user should know of what a stage has just made."""
+    if any(count for name, count in summary.computed.items() if name.startswith(f"{planned.name}/")):
+        for finding in planned.stage.findings(planned.sources, planned.data()):
+            console.print(f"[yellow]{planned.name}: {finding}[/]")
 
 
 def _step(run: Run, step: PlannedStep, engine: Engine, bars: Progress, summary: Summary, asked: threading.Event) -> str:

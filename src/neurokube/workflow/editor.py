@@ -24,9 +24,10 @@ from ..engines.base import Engine, InProcess
 from ..errors import ConfigurationError, UsageError
 from ..progress import progress
 from ..volumes.volume import Nanometres
+from ..words import counted, described, named
 from .corrections import Corrections, Members
 from .driver import Summary, finish
-from .edits import Edit, EditLog, checksum, described, now
+from .edits import Edit, EditLog, checksum, now
 from .plan import PlannedStage
 from .run import Run
 
@@ -129,10 +130,10 @@ class Editor:
         for number, part in enumerate(parts):
             ids = np.unique(np.array(list(part), np.uint64))
             if missing := ids[~np.isin(ids, own)].tolist():
-                raise UsageError(f"fragments {described(missing)} are not in segment {segment}; name some that are")
+                raise UsageError(f"not in segment {segment}: {named('fragment', missing)}; name some that are")
             at = np.searchsorted(own, ids)
             if twice := own[at][labels[at] < len(parts)].tolist():
-                raise UsageError(f"fragments {described(twice)} are in two parts; name each once")
+                raise UsageError(f"in two parts: {named('fragment', twice)}; name each once")
             labels[at] = number
         _, labels = np.unique(labels, return_inverse=True)
         if labels.max() == 0:
@@ -168,7 +169,7 @@ class Editor:
             UsageError: where there are not so many.
         """
         if (there := len(self._corrections.log.counting(self._corrections.on))) < count:
-            raise UsageError(f"{self.url}: there are {there} edits to undo, not {count}; ask for fewer")
+            raise UsageError(f"{self.url}: has {counted(there, 'edit')} to undo, not {count}; ask for fewer")
         return [self.undo() for _ in range(count)]
 
     def write(self) -> Summary:
@@ -325,9 +326,10 @@ class Editor:
         names |= set() if self._unwritten else {self.stage}
         for step in self._run.plan.steps.values():
             if step.planned.name in names and (left := len(self._run.ledger(step).remaining())):
+                blocks = counted(len(step.blocks), "block")
                 raise ConfigurationError(
-                    f"{self.url}: {step.name} is not finished, {left} of {len(step.blocks)} blocks are missing; finish "
-                    "it with 'neurokube run WORKFLOW', then edit"
+                    f"{self.url}: {step.name} is not finished, it lacks {left} of {blocks}; finish it with "
+                    "'neurokube run WORKFLOW', then edit"
                 )
 
 

@@ -8,7 +8,6 @@ count, and is kept.  Nothing in the log is ever changed: an undo is an entry of 
 """
 
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal, Self
@@ -162,9 +161,3 @@ def now() -> str:
 def checksum(fragments: Ids) -> tuple[int, int]:
     """Return what tells a set of fragments, ascending, apart from others: how many there are, and a CRC-32."""
     return len(fragments), zlib.crc32(np.ascontiguousarray(fragments, "<u8").data)
-
-
-def described(numbers: Iterable[int], most: int = 4) -> str:
-    """Return ids for a person to read, the first few of them."""
-    every = [str(number) for number in numbers]
-    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")

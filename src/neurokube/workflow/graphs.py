@@ -1,8 +1,8 @@
 """Graphs that runs have measured, to learn from: of a run that is there, or of a workflow, computed where it is not."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from ..blocks import Box, Grid
 from ..engines.base import Engine
@@ -68,7 +68,7 @@ def graph_of_workflow(
     workflow = load_workflow(path)
     chosen = _chosen(workflow, name, path)
     try:
-        run = Run.planned(_upto(workflow, chosen), region)
+        run = Run.planned(workflow.upto(chosen), region)
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from None
     # a run that has all is left as it is, with the stages that it has beyond the graph
@@ -86,20 +86,6 @@ def _chosen(workflow: Workflow, name: str | None, where: str) -> str:
     if name is not None and name not in graphs:
         raise ConfigurationError(f"{where}: graph '{name}' is none of its graph stages, {', '.join(graphs)}")
     return name or graphs[0]
-
-
-def _upto(workflow: Workflow, name: str) -> Workflow:
-    """Return the part of a workflow that a stage needs."""
-    needed, waiting = set(), [name]
-    while waiting:
-        needed.add(here := waiting.pop())
-        if here in workflow.stages:
-            waiting += [reference.split(".")[0] for reference in workflow.stages[here].references().values()]
-
-    def kept(every: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in every.items() if key in needed}
-
-    return workflow.model_copy(update={"inputs": kept(workflow.inputs), "stages": kept(workflow.stages)})
 
 
 def _remaining(run: Run, name: str) -> str | None:

@@ -2,12 +2,16 @@
 
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from ..progress import show
+from ..words import described
 from .editor import editable_stage
-from .edits import EditLog, described
+from .edits import EditLog
 from .run import Run
+
+_NOTE = 40
+"""Columns of state and note, the only ones that are broken."""
 
 
 def history(url: str, stage: str | None = None) -> list[dict[str, Any]]:
@@ -44,8 +48,9 @@ def history(url: str, stage: str | None = None) -> list[dict[str, Any]]:
 
 
 def print_history(rows: list[dict[str, Any]]) -> None:
-    """Print the history as a table."""
-    table = Table("edit", "time (UTC)", "author", "what", "segments", "became", "voxels", "")
+    """Print the history as a table without lines, which fits a terminal where there are no notes."""
+    what = ("author", "what", "segments", "became", "voxels")
+    table = Table("edit", "time (UTC)", *what, Column(max_width=_NOTE), box=None, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(
             str(row["number"]),
@@ -58,4 +63,4 @@ def print_history(rows: list[dict[str, Any]]) -> None:
             "; ".join(part for part in (row["state"], row["note"]) if part),
             style="dim" if row["state"] else "",
         )
-    Console().print(table)
+    show(table)

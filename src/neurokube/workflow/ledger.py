@@ -64,9 +64,16 @@ class Ledger:
         """Return how many blocks are done."""
         return len(self.blocks) - len(self.remaining())
 
-    def records(self) -> Iterator[tuple[Blocks, Record]]:
-        """Yield every record with the blocks it counts in; a block that was done twice comes twice."""
+    def records(self, known: set[str] | None = None) -> Iterator[tuple[Blocks, Record]]:
+        """Yield every record with the blocks it counts in; a block that was done twice comes twice.
+
+        Objects that are `known` are left out; those that are read become so.
+        """
         for key in self.store.keys(self._prefix):
+            if known is not None:
+                if key in known:
+                    continue
+                known.add(key)
             blocks, _ = self._parse(key)
             for record in self._load(key):
                 yield blocks, record

@@ -15,7 +15,7 @@ import numpy as np
 from ..blocks import Blocks, Box
 from ..errors import ConfigurationError, DataError, UsageError
 from ..stages import Data, Output, Source, Stage, Step, VolumeOutput
-from ..stages.base import outputs_of
+from ..stages.base import Target, outputs_of
 from ..volumes import Store, Volume, join, layout, open_volume
 from .spec import Workflow
 
@@ -107,6 +107,11 @@ class Plan:
         """What a user should know before it runs."""
         return [f"{s.name}: {remark}" for s in self.stages for remark in s.stage.remarks(s.sources)]
 
+    @property
+    def chosen(self) -> dict[str, str]:
+        """What planning chose for this machine, by stage."""
+        return {s.name: chosen for s in self.stages if (chosen := s.stage.chosen())}
+
     def stage(self, name: str) -> PlannedStage:
         """Return a stage by its name."""
         return next(planned for planned in self.stages if planned.name == name)
@@ -123,6 +128,10 @@ class Plan:
             raise UsageError(f"there is no step '{name}' in this run; there are {', '.join(self.steps)}") from None
 
 
+Settle = Callable[[str, Stage, Mapping[str, Source], Mapping[str, Stage]], Stage]
+"""Settles a stage on a machine as those that will work on it: from its name, itself, what it reads, and the stages
+before it as they were settled."""
+
 Edited = Callable[[str, str], str]
 """Tells apart the corrections of an editable stage, from its name and the key of its fragments; "" for none."""
 
@@ -136,11 +145,13 @@ def make_plan(
     settled: Mapping[str, Stage] | None = None,
     before: Mapping[str, Stage] | None = None,
     edited: Edited | None = None,
+    settle: Settle | None = None,
 ) -> Plan:
     """Plan a workflow: open its inputs, check that all fits, compute keys.  Writes nothing.
 
     `settled` are the stages as an earlier plan settled them, to be taken as they are; `before` those of the
-    last plan, to be kept where nothing changed.
+    last plan, to be kept where nothing changed.  `settle` is asked where a stage has to be settled on the machines that
+    will work on it, and these are others than this.
 
     Raises:
         ConfigurationError: where stages do not fit together.
@@ -152,13 +163,21 @@ def make_plan(
         volume = open_volume(entry.path)
         sources[name] = (_input_source(name, volume, region), input_key(volume, region))
     _check_region(workflow, region)
-    planned = []
+    planned: list[PlannedStage] = []
+    stages = workflow.followed().stages
     for name in workflow.order():
-        stage = workflow.stages[name]
+        stage = stages[name]
         references = {role: _resolve(name, role, text, sources) for role, text in stage.references().items()}
         inputs = {role: source for role, (source, _) in references.items()}
         try:
-            stage = stage.settle(inputs, (before or {}).get(name)) if settled is None else settled[name]
+            was = (before or {}).get(name)
+            if settled is not None:
+                stage = settled[name]
+            elif settle is None or not stage.probes:
+                stage = stage.settle(inputs, was)
+            else:
+                so_far = {each.name: each.stage for each in planned}
+                stage = stage.kept(inputs, was) or settle(name, stage, inputs, so_far)
             steps = tuple(stage.steps(inputs))
         except ConfigurationError as error:
             raise ConfigurationError(f"stages.{name}.{error}") from None
@@ -231,9 +250,10 @@ def _stored(url: str) -> list[Any]:
     return [[key, s.st_size, s.st_mtime_ns] for key, s in stats]
 
 
-def output_bytes(output: Output) -> int:
-    """Return the bytes of a volume before compression, its pyramid included; 0 for a table or a file."""
+def target_bytes(target: Target) -> int | None:
+    """Return the bytes of a resolution of a volume before compression; None for a table or a file, as none knows."""
+    output = target.output
     if not isinstance(output, VolumeOutput):
-        return 0
-    voxels = sum(prod(output.grid(level).shape) for level in range(len(output.factors)))
+        return None
+    voxels = prod(output.grid(target.level).shape)
     return voxels * np.dtype(output.spec.dtype).itemsize * (output.spec.channels or 1)

@@ -9,7 +9,7 @@
 
 import platform
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +18,15 @@ from typing import Any, Self
 from .. import __version__
 from ..blocks import Box, parse_region
 from ..errors import ConfigurationError, TryAgainError, surroundings
-from ..stages import STAGES, Stage, VolumeOutput
+from ..stages import STAGES, Source, Stage, VolumeOutput
 from ..volumes import Store, create, exists, join
 from .edits import edited
 from .ledger import Ledger
-from .plan import Edited, Plan, PlannedStage, PlannedStep, make_plan, numerics_class
+from .plan import Edited, Plan, PlannedStage, PlannedStep, Settle, make_plan, numerics_class
 from .spec import Workflow, parse_workflow
+
+Errand = Callable[[str, str, Any], Any]
+"""Has a stage settled elsewhere: takes the run's URL, the stage, and a task for `settle`; returns its answer."""
 
 FORMAT = 2
 """Version of the folder's layout; raised when an older program could not read it."""
@@ -40,8 +43,8 @@ class Run:
         self.store = Store(url)
 
     @classmethod
-    def planned(cls, workflow: Workflow, region: Box | None = None) -> Self:
-        """Plan a run; writes nothing yet.
+    def planned(cls, workflow: Workflow, region: Box | None = None, *, errand: Errand | None = None) -> Self:
+        """Plan a run; writes nothing yet, unless stages are settled by an `errand` on the machines that will work.
 
         Raises:
             ConfigurationError: where the folder belongs to something else.
@@ -49,7 +52,14 @@ class Run:
         name = workflow.name if region is None else f"{workflow.name}@{str(region).replace(',', '_').replace(':', '-')}"
         url = join(workflow.workspace, name)
         _check_folder(url)
-        plan = make_plan(workflow, url, region=region, before=_settled_before(url), edited=edited(Store(url)))
+        plan = make_plan(
+            workflow,
+            url,
+            region=region,
+            before=_settled_before(url),
+            edited=edited(Store(url)),
+            settle=None if errand is None else _elsewhere(workflow, url, region, errand),
+        )
         document = {
             "format": FORMAT,
             "neurokube": __version__,
@@ -224,6 +234,35 @@ def locked(url: str) -> Iterator[None]:
         yield
 
 
+def _elsewhere(workflow: Workflow, url: str, region: Box | None, errand: Errand) -> Settle:
+    def settle(name: str, stage: Stage, inputs: Mapping[str, Source], so_far: Mapping[str, Stage]) -> Stage:
+        task = {
+            "workflow": workflow.upto(name).model_dump(mode="json"),
+            "region": str(region) if region else None,
+            "settled": {each: done.model_dump(mode="json") for each, done in so_far.items()},
+        }
+        return type(stage).model_validate(errand(url, name, task))
+
+    return settle
+
+
+def settle(url: str, name: str, task: Any) -> Any:
+    """Settle a stage on this machine, by what `Errand` gives; return it as plain values.
+
+    Raises:
+        ConfigurationError, DataError: where stages and inputs do not fit together.
+    """
+    workflow = parse_workflow(task["workflow"])
+    plan = make_plan(
+        workflow,
+        url,
+        region=parse_region(task["region"]) if task["region"] else None,
+        before=_settled(task),
+        settle=lambda _, stage, inputs, so_far: stage.settle(inputs, None),
+    )
+    return plan.stage(name).stage.model_dump(mode="json")
+
+
 def _check_format(url: str, document: Any) -> None:
     if not isinstance(document, dict) or "format" not in document:
         raise ConfigurationError(f"{join(url, 'run.json')}: not what a run leaves; choose another name for the run")
@@ -281,8 +320,8 @@ def _check_folder(url: str) -> None:
 
 
 def _may_come_first(path: Path) -> bool:
-    """Whether something may lie in a run's folder before the run: its lock, and edits taken over from another."""
-    return path.name == ".lock" or path.suffix == ".edits"
+    """Whether something may lie in a run's folder before the run: a lock, a cluster's word, edits of another run."""
+    return path.name.startswith(".") or path.suffix == ".edits"
 
 
 def _described_inputs(plan: Plan) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Self, get_args
 
 import yaml
 from pydantic import (
@@ -104,6 +104,38 @@ class Workflow(BaseModel):
         except CycleError as error:
             circle = " reads ".join(reversed(error.args[1]))
             raise ConfigurationError(f"stages: they read each other in a circle: {circle}; break it") from None
+
+    def upto(self, name: str) -> Self:
+        """Return the part of the workflow that a stage needs, itself included."""
+        needed, waiting = set(), [name]
+        while waiting:
+            needed.add(here := waiting.pop())
+            if here in self.stages:
+                waiting += [reference.split(".")[0] for reference in self.stages[here].references().values()]
+
+        def kept(every: Mapping[str, Any]) -> dict[str, Any]:
+            return {key: value for key, value in every.items() if key in needed}
+
+        return self.model_copy(update={"inputs": kept(self.inputs), "stages": kept(self.stages)})
+
+    def followed(self) -> Self:
+        """Return the workflow whose stages took over what they take from those that read them.
+
+        Raises:
+            ConfigurationError: where these do not agree.
+        """
+        stages = {}
+        for name, stage in self.stages.items():
+            readers = [
+                reader
+                for reader in self.stages.values()
+                if name in {reference.partition(".")[0] for reference in reader.references().values()}
+            ]
+            try:
+                stages[name] = stage.following(readers)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"stages.{name}.{error}") from None
+        return self.model_copy(update={"stages": stages})
 
 
 def load_workflow(path: str) -> Workflow:

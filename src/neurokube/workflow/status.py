@@ -1,20 +1,24 @@
 """How far a run is, and what a plan comes to, for people and for programs."""
 
 import shlex
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
-from ..blocks import Blocks
+from ..blocks import Blocks, Box
+from ..errors import ConfigurationError, DataError
+from ..progress import page, show
+from ..volumes import Store, Volume
+from ..words import counted, described
 from .driver import Summary
 from .ledger import Record
-from .plan import Plan, PlannedStep, output_bytes
+from .plan import PlannedStep, target_bytes
 from .run import Run
 
 
 def describe_plan(run: Run) -> list[dict[str, Any]]:
-    """Return a row a step: blocks, voxels of a block, and bytes written before compression."""
+    """Return a row a step: blocks, voxels of a block, and bytes of volumes before compression, None of tables alone."""
     rows = []
     for name, step in run.plan.steps.items():
         grid = step.step.grid
@@ -24,27 +28,31 @@ def describe_plan(run: Run) -> list[dict[str, Any]]:
                 "step": name,
                 "blocks": len(step.blocks),
                 "block": block if len(grid) > 1 else list(grid.shape),
-                "bytes": _step_bytes(run.plan, step),
+                "bytes": _step_bytes(step),
             }
         )
     return rows
 
 
-def _step_bytes(plan: Plan, step: PlannedStep) -> int:
-    outputs = {t.output.name: t for t in step.step.targets if t.level == 0}
-    return sum(output_bytes(target.output) for target in outputs.values())
+def _step_bytes(step: PlannedStep) -> int | None:
+    known = [found for target in step.step.targets if (found := target_bytes(target)) is not None]
+    return sum(known) if known else None
 
 
 def print_plan(rows: list[dict[str, Any]]) -> None:
     """Print the plan as a table."""
-    table = Table(_step_column(), "blocks", "block (z y x)", "before compression", title_justify="left")
+    table = Table("step", "blocks", "block (z y x)", "before compression")
     for row in rows:
-        table.add_row(
-            row["step"], str(row["blocks"]), " x ".join(str(n) for n in row["block"]), human_bytes(row["bytes"])
-        )
-    total = sum(row["bytes"] for row in rows)
+        table.add_row(row["step"], str(row["blocks"]), " x ".join(str(n) for n in row["block"]), _bytes(row["bytes"]))
+    total = sum(row["bytes"] or 0 for row in rows)
     table.add_row("[bold]all", str(sum(row["blocks"] for row in rows)), "", human_bytes(total))
-    Console().print(table)
+    show(table)
+    if any(row["bytes"] is None for row in rows):
+        print("-: tables, mostly small, whose size depends on what is found")
+
+
+def _bytes(count: int | None) -> str:
+    return "-" if count is None else human_bytes(count)
 
 
 def read_status(run: Run) -> dict[str, Any]:
@@ -54,11 +62,53 @@ def read_status(run: Run) -> dict[str, Any]:
     for name, step in run.plan.steps.items():
         records = distinct(run, step)
         steps[name] = {"done": run.ledger(step).count(), "blocks": len(step.blocks), **cost(records)}
+        if (mishaps := run.store.read_json(f"{step.planned.name}/jobs/{step.step.name}.tally.json")) is not None:
+            steps[name]["mishaps"] = mishaps
         quarantined += [{k: note[k] for k in ("step", "block", "voxels", "error")} for note in run.quarantined(step)]
     done = sum(step["done"] for step in steps.values())
     total = sum(step["blocks"] for step in steps.values())
     state = "done" if done == total else "failed" if quarantined else "unfinished"
-    return {"run": run.url, "state": state, "done": done, "blocks": total, "steps": steps, "quarantined": quarantined}
+    return {
+        "run": run.url,
+        "state": state,
+        "done": done,
+        "blocks": total,
+        "chosen": run.plan.chosen,
+        "steps": steps,
+        "quarantined": quarantined,
+    }
+
+
+def check_finished(volume: Volume, region: Box | None = None) -> str:
+    """Check that a volume, if a run writes it, is all there, at least within a region; return a remark, or "".
+
+    Raises:
+        DataError: where blocks are missing; names the step, and the remedy.
+    """
+    place = volume.url if "://" in volume.url else str(Path(volume.url).expanduser().resolve())
+    # a run leaves a key in what it writes; elsewhere there is nothing to look for, and perhaps no leave to look
+    parts = place.rstrip("/").rsplit("/", 2)
+    if "key" not in volume.attributes or len(parts) < 3 or Store(parts[0]).read("run.json") is None:
+        return ""
+    folder, stage, output = parts
+    try:
+        run = Run.open(folder)
+    except (ConfigurationError, DataError) as error:
+        # its image or a model may be gone, or another version wrote it: what lies there can be scored all the same
+        return f"{volume.url}: cannot be checked for missing blocks ({error})"
+    before = []
+    for step in run.plan.steps.values():
+        left = run.ledger(step).remaining()
+        before += [step.name] if left else []
+        if step.planned.name == stage and any(t.output.name == output and t.level == 0 for t in step.step.targets):
+            boxes = [step.blocks.box(block) for block in left]
+            if missing := sum(region is None or box.clip(region).size > 0 for box in boxes):
+                raise DataError(
+                    f"{volume.url}: lacks {missing} of {counted(len(step.blocks), 'block')}; not finished yet: "
+                    f"{described(before)}; go on with 'neurokube run WORKFLOW', "
+                    f"'neurokube status {shlex.quote(folder)}' tells what failed"
+                )
+    return ""
 
 
 def distinct(run: Run, step: PlannedStep) -> list[Record]:
@@ -81,7 +131,7 @@ def cost(records: list[Record]) -> dict[str, Any]:
 
 def print_status(state: dict[str, Any]) -> None:
     """Print the state as a table."""
-    table = Table(_step_column(), "blocks", "work", "written", "worker's peak memory")
+    table = Table("step", "blocks", "work", "written", "peak memory")
     for name, step in state["steps"].items():
         table.add_row(
             name,
@@ -90,9 +140,15 @@ def print_status(state: dict[str, Any]) -> None:
             human_bytes(step["bytes"]),
             human_bytes(step["peak_memory"]),
         )
-    console = Console()
-    console.print(f"{state['run']}: {state['state']}, {state['done']} of {state['blocks']} blocks", highlight=False)
-    console.print(table)
+    console = page()
+    console.print(
+        f"{state['run']}: {state['state']}, {state['done']} of {counted(state['blocks'], 'block')}", highlight=False
+    )
+    show(table)
+    for line in _cluster_lines(state):
+        print(line)
+    for name, chosen in state["chosen"].items():
+        print(f"{name}: {chosen}")
     for note in state["quarantined"]:
         error = note["error"].splitlines()[0]
         console.print(
@@ -102,15 +158,51 @@ def print_status(state: dict[str, Any]) -> None:
         )
 
 
-def _step_column() -> Column:
-    """Return a column that wraps names: cut off, those of two steps may look alike."""
-    return Column("step", overflow="fold")
+def _cluster_lines(state: dict[str, Any]) -> list[str]:
+    """Return what a run's cluster said of it, and what befell its pods before."""
+    lines = []
+    for name, step in state["steps"].items():
+        if mishaps := step.get("mishaps"):
+            told = ", ".join(f"{count:,} {_MISHAPS.get(what, what)}" for what, count in mishaps.items())
+            lines.append(f"{name}: pods that were {told}")
+    cluster = state.get("cluster")
+    if cluster is None:
+        return lines
+    if "unknown" in cluster:
+        return [*lines, f"cluster: {cluster['unknown']}"]
+    lines.append(f"driver: {cluster['driver'] or 'none; go on with neurokube resume ' + shlex.quote(state['run'])}")
+    for name, pods in cluster["pods"].items():
+        told = ", ".join(f"{count} {phase.lower()}" for phase, count in sorted(pods.items())) or "none yet"
+        lines.append(f"{name}: pods {told}{_left(state['steps'].get(name), pods.get('Running', 0))}")
+    lines += [f"{count} pods wait: {why}" for why, count in cluster["waiting"].items()]
+    return lines
+
+
+_MISHAPS = {
+    "disrupted": "disrupted (evicted, preempted, drained), started again",
+    "memory": "killed for memory, run again with more",
+    "storage": "evicted over their disk, run again with more",
+    "cpu": "short of processor time, run again with more",
+    "death": "dead, run again",
+    "lost": "lost with their node or Job, run again",
+    "blocks": "done but for blocks that failed",
+}
+
+
+def _left(step: dict[str, Any] | None, running: int) -> str:
+    """Return for how long a step will go on at the rate that blocks took so far, in words."""
+    if not step or not step["done"] or not running:
+        return ""
+    seconds = (step["blocks"] - step["done"]) * step["seconds"] / step["done"] / running
+    rate = running * step["done"] / step["seconds"] if step["seconds"] else 0
+    hours = f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min" if seconds >= 90 else "a minute"
+    return f", {rate:.2g} blocks/s, about {hours} left"
 
 
 def print_summary(run: Run, summary: Summary) -> None:
     """Say in two lines what a run did and what to do next."""
     computed, found = sum(summary.computed.values()), sum(summary.found.values())
-    print(f"{run.url}: done; {computed} blocks computed, {found} found done")
+    print(f"{run.url}: done; {counted(computed, 'block')} computed, {found:,} found done")
     print(f"look at it with: neurokube view {shlex.quote(run.url)}")
 
 

@@ -9,13 +9,11 @@ from typing import Any
 from ..blocks import Vector
 from ..errors import DataError, UsageError, surroundings
 from ..networks import load_bundle
-from ..networks.bundle import Card
-from ..networks.proposal import Proposal, fits, propose
+from ..networks.proposal import EDGES, Proposal, edge_label, fits, propose
 from ..stages import STAGES, Stage
 from ..volumes import Volume, VolumeSpec, open_volume
 from ..volumes.volume import nanometres
 
-_EDGES = ("membranes", "boundaries")
 _CHAIN = ("boundaries", "fragments", "graph", "multicut", "segmentation")
 
 
@@ -64,17 +62,12 @@ def _proposal(spec: VolumeSpec, model: str | None, modality: str | None) -> Prop
             f"{model}: was trained on voxels of {nanometres(card.voxel_size)}, too far from "
             f"{nanometres(spec.voxel_size)} to resample; name another model, or 'none'"
         )
-    if _label(card) is None:
+    if edge_label(card) is None:
         raise UsageError(
-            f"{model}: finds {', '.join(card.labels)}, and a workflow starts from {' or '.join(_EDGES)}; name a model "
+            f"{model}: finds {', '.join(card.labels)}, and a workflow starts from {' or '.join(EDGES)}; name a model "
             "of these ('neurokube models list'), or 'none', and add this one to the workflow as a stage of its own"
         )
     return Proposal(model, card, spec.voxel_size)
-
-
-def _label(card: Card) -> str | None:
-    """Return the label of a model that tells where cells end."""
-    return next((label for label in _EDGES if label in card.labels), None)
 
 
 def workflow_text(volume: Volume, folder: Path, proposal: Proposal | None = None) -> str:
@@ -105,7 +98,7 @@ def workflow_text(volume: Volume, folder: Path, proposal: Proposal | None = None
             lines += _stage_lines(kind, STAGES[kind], {})
         return "\n".join(lines) + "\n"
     lines += [f"  # {line}" for line in proposal.remarks]
-    edges = {"boundaries": f"semantics.{_label(proposal.card)}"}
+    edges = {"boundaries": f"semantics.{edge_label(proposal.card)}"}
     given: dict[str, dict[str, Any]] = {
         "semantics": {"model": proposal.model},
         "fragments": edges,

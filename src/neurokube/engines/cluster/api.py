@@ -12,10 +12,12 @@ VERBS = (
     ("create", "batch", "jobs"),
     ("list", "batch", "jobs"),
     ("get", "batch", "jobs"),
+    ("patch", "batch", "jobs"),
     ("delete", "batch", "jobs"),
     ("list", "", "pods"),
     ("get", "", "pods/log"),
     ("list", "", "events"),
+    *((verb, "coordination.k8s.io", "leases") for verb in ("get", "create", "update", "delete")),
 )
 """What a driver does, as (verb, API group, resource): no more rights than these are asked for."""
 
@@ -45,8 +47,20 @@ class Api(Protocol):
     def jobs(self, selector: str) -> list[Manifest]:
         """Return the Jobs with some labels."""
 
+    def patch_job(self, name: str, patch: Manifest) -> None:
+        """Change fields of a Job (JSON merge patch); it need not be there."""
+
     def delete_job(self, name: str) -> None:
         """Delete a Job with its pods, which get their grace period; it need not be there."""
+
+    def lease(self, name: str) -> Manifest | None:
+        """Return a Lease, None where there is none."""
+
+    def put_lease(self, lease: Manifest) -> Manifest:
+        """Create a Lease, or replace the version of it that this was read from; 409 where it changed since."""
+
+    def delete_lease(self, name: str, version: str) -> None:
+        """Delete a Lease of a version; it need not be there, 409 where it changed since."""
 
     def pods(self, selector: str) -> list[Manifest]:
         """Return the pods with some labels."""
@@ -91,24 +105,33 @@ class RealApi:
 
     def job(self, name: str) -> Manifest | None:
         """Return a Job, None where there is none."""
-        try:
-            return self._call("GET", f"{self._batch}/jobs/{name}")
-        except Refused as refused:
-            if refused.status == 404:
-                return None
-            raise
+        return self._found("GET", f"{self._batch}/jobs/{name}")
 
     def jobs(self, selector: str) -> list[Manifest]:
         """Return the Jobs with some labels."""
         return self._items(f"{self._batch}/jobs", [("labelSelector", selector)])
 
+    def patch_job(self, name: str, patch: Manifest) -> None:
+        """Change fields of a Job (JSON merge patch); it need not be there."""
+        self._found("PATCH", f"{self._batch}/jobs/{name}", body=patch)
+
     def delete_job(self, name: str) -> None:
         """Delete a Job with its pods, which get their grace period; it need not be there."""
-        try:
-            self._call("DELETE", f"{self._batch}/jobs/{name}", query=[("propagationPolicy", "Background")])
-        except Refused as refused:
-            if refused.status != 404:
-                raise
+        self._found("DELETE", f"{self._batch}/jobs/{name}", query=[("propagationPolicy", "Background")])
+
+    def lease(self, name: str) -> Manifest | None:
+        """Return a Lease, None where there is none."""
+        return self._found("GET", f"{self._leases}/{name}")
+
+    def put_lease(self, lease: Manifest) -> Manifest:
+        """Create a Lease, or replace the version of it that this was read from; 409 where it changed since."""
+        if "resourceVersion" in lease["metadata"]:
+            return self._call("PUT", f"{self._leases}/{lease['metadata']['name']}", body=lease)
+        return self._call("POST", self._leases, body=lease)
+
+    def delete_lease(self, name: str, version: str) -> None:
+        """Delete a Lease of a version; it need not be there, 409 where it changed since."""
+        self._found("DELETE", f"{self._leases}/{name}", body={"preconditions": {"resourceVersion": version}})
 
     def pods(self, selector: str) -> list[Manifest]:
         """Return the pods with some labels."""
@@ -147,6 +170,19 @@ class RealApi:
     def _core(self) -> str:
         return f"/api/v1/namespaces/{self._namespace}"
 
+    @property
+    def _leases(self) -> str:
+        return f"/apis/coordination.k8s.io/v1/namespaces/{self._namespace}/leases"
+
+    def _found(self, method: str, path: str, query: Any = (), body: Any = None) -> Manifest | None:
+        """Return what `_call` does, None where there is no such object."""
+        try:
+            return self._call(method, path, query, body)
+        except Refused as refused:
+            if refused.status == 404:
+                return None
+            raise
+
     def _items(self, path: str, query: list[tuple[str, str]]) -> list[Manifest]:
         """Return a list, page by page."""
         found: list[Manifest] = []
@@ -167,7 +203,8 @@ class RealApi:
         from urllib3.exceptions import HTTPError
 
         self.requests += 1
-        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        headers = {"Accept": "application/json", "Content-Type": kind}
         try:
             answer = self._client.call_api(
                 path,

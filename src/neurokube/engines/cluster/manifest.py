@@ -9,10 +9,17 @@ from typing import Any
 import yaml
 
 from ...errors import ConfigurationError
+from ..base import run_id
 from .profile import Profile, Resources
 
-MANAGED = "app.kubernetes.io/managed-by"
-LABELS = {MANAGED: "neurokube", "app.kubernetes.io/component": "worker"}
+MANAGED, COMPONENT = "app.kubernetes.io/managed-by", "app.kubernetes.io/component"
+RUN, STAGE, STEP = (f"neurokube.io/{name}" for name in ("run", "stage", "step"))
+"""Labels of Jobs and pods: `RUN` is a digest of the run's address, which an annotation has whole."""
+
+ADDRESS = "neurokube.io/run-url"
+
+PLANNING = ".planning/"
+"""Where in a run's folder pods are told what to find out before it is planned, and answer."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,8 @@ class Request:
     indexes: int
     resources: Resources
     retries: int = 2
+    command: tuple[str, ...] = ()
+    """What pods run, in place of working through their share of the step."""
 
 
 def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
@@ -35,49 +44,97 @@ def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
     Raises:
         ConfigurationError: where a template of the user's own renders to something else.
     """
-    from jinja2 import Environment, StrictUndefined, TemplateError
-
-    path = profile.template or Path(__file__).with_name("job.yaml.j2")
-    environment = Environment(undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["json"] = lambda value: json.dumps(value, default=list)
-    labels = {**profile.labels, **LABELS, **request.labels}
+    labels = {**profile.labels, MANAGED: "neurokube", COMPONENT: "worker", **request.labels}
+    annotations = {**profile.annotations, **request.annotations}
     if profile.queue:
         labels["kueue.x-k8s.io/queue-name"] = profile.queue
-    try:
-        text = environment.from_string(path.read_text()).render(
-            name=request.name,
-            profile=profile,
+        if profile.queue_least:
+            annotations["kueue.x-k8s.io/job-min-parallelism"] = str(profile.queue_least)
+        if profile.queue_elastic:
+            annotations["kueue.x-k8s.io/elastic-job"] = "true"
+    where, text = _rendered(
+        profile,
+        "job.yaml.j2",
+        name=request.name,
+        labels=labels,
+        annotations=annotations,
+        indexes=request.indexes,
+        parallelism=min(profile.parallelism, request.indexes),
+        retries=request.retries,
+        command=request.command or ["neurokube", "work", request.run_url, request.step, "--job", request.name],
+        env=_environment(profile, *_starving(profile, request.resources)),
+        resources=_resources(profile, request.resources),
+    )
+    document: dict[str, Any] = _parsed(where, text)
+    _check(where, document, request)
+    return document
+
+
+def driver_manifest(profile: Profile, name: str, run_url: str) -> dict[str, Any]:
+    """Return the Job of a driver that goes on with a run, as Kubernetes takes it."""
+    labels = {**profile.labels, MANAGED: "neurokube", COMPONENT: "driver", RUN: run_id(run_url)}
+    env = [*_environment(profile), {"name": "NEUROKUBE_DRIVER", "value": name}]
+    document: dict[str, Any] = _parsed(
+        *_rendered(
+            profile.model_copy(update={"template": None}),
+            "driver.yaml.j2",
+            name=name,
             labels=labels,
-            annotations={**profile.annotations, **request.annotations},
-            indexes=request.indexes,
-            parallelism=min(profile.parallelism, request.indexes),
-            retries=request.retries,
-            command=["neurokube", "work", request.run_url, request.step, "--job", request.name],
-            env=_environment(profile),
+            annotations={**profile.annotations, ADDRESS: run_url},
+            command=["neurokube", "resume", run_url],
+            env=env,
+            resources=_resources(profile, profile.driver_resources),
+        )
+    )
+    return document
+
+
+def _rendered(profile: Profile, template: str, **values: Any) -> tuple[str, str]:
+    """Return what comes of a template of ours, or of the profile's own, and what to call it."""
+    from jinja2 import Environment, StrictUndefined, TemplateError
+
+    environment = Environment(undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["json"] = lambda value: json.dumps(value, default=list)
+    where = template if profile.template is None else "the profile's 'template'"
+    source = Path(__file__).with_name(template).read_text() if profile.template is None else profile.template
+    try:
+        text = environment.from_string(source).render(
+            profile=profile,
             env_from=[{"secretRef": {"name": name}} for name in profile.secrets],
             pull_secrets=[{"name": name} for name in profile.pull_secrets],
-            resources=_resources(profile, request.resources),
             mounts=_mounts(profile),
             volumes=_volumes(profile),
+            **values,
         )
-        document = yaml.safe_load(text)
-    except (OSError, TemplateError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{path}: no Job comes of it ({str(error).splitlines()[0]}); correct it") from None
-    _check(path, document, request)
-    return document  # type: ignore[no-any-return]
+    except TemplateError as error:
+        raise ConfigurationError(f"{where}: no Job comes of it ({str(error).splitlines()[0]}); correct it") from None
+    return where, text
 
 
-def _environment(profile: Profile) -> list[dict[str, str]]:
+def _parsed(where: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{where}: no Job comes of it ({str(error).splitlines()[0]}); correct it") from None
+
+
+def _starving(profile: Profile, resources: Resources) -> list[tuple[str, str]]:
+    """Let pods stop that lack processor time, where there is more to be had."""
+    return [("NEUROKUBE_STARVES", "1")] if resources.doubled("cpu", profile.ceiling.cpu) is not None else []
+
+
+def _environment(profile: Profile, *more: tuple[str, str]) -> list[dict[str, str]]:
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     home = {"HOME": "/tmp", "TMPDIR": "/tmp"}
-    return [{"name": name, "value": value} for name, value in {**threads, **home, **profile.env}.items()]
+    return [{"name": name, "value": value} for name, value in {**threads, **home, **dict(more), **profile.env}.items()]
 
 
 def _resources(profile: Profile, resources: Resources) -> dict[str, dict[str, str]]:
     bounded = {"memory": resources.memory, "ephemeral-storage": resources.storage}
     if resources.gpu:
         bounded[profile.gpu_resource] = str(resources.gpu)
-    return {"requests": {"cpu": resources.cpu, **bounded}, "limits": bounded}
+    limited = {} if resources.cpu_limit is None else {"cpu": resources.cpu_limit}
+    return {"requests": {"cpu": resources.cpu, **bounded}, "limits": {**limited, **bounded}}
 
 
 def _mounts(profile: Profile) -> list[dict[str, Any]]:
@@ -103,7 +160,7 @@ def _volumes(profile: Profile) -> list[dict[str, Any]]:
     return volumes
 
 
-def _check(path: Path, document: Any, request: Request) -> None:
+def _check(path: str, document: Any, request: Request) -> None:
     """Check what the engine relies on; the rest is for the API server to judge."""
     try:
         spec = document["spec"]

@@ -56,24 +56,34 @@ class _Model(BaseModel):
 class Resources(_Model):
     """What a pod asks for and may use: memory and storage in full, of the CPU what it asks for at least."""
 
-    cpu: Quantity = Field("1", description="cores")
+    cpu: Quantity = Field("1", description="cores that are asked for")
+    cpu_limit: Quantity | None = Field(None, description="cores at the most, where a cluster wants a limit")
     memory: Quantity = Field(
         "2Gi", description="bytes; a pod that uses more is killed, and run again with twice as much"
     )
     storage: Quantity = Field("1Gi", description="bytes of the node's disk, for logs and scratch")
     gpu: int = Field(0, ge=0, description="devices")
 
-    def doubled(self, what: str, most: str) -> "Resources | None":
-        """Return the resources with twice the `memory` or `storage`, `most` at the most; None where it had that."""
+    def doubled(self, what: str, most: str, quota: float | None = None) -> "Resources | None":
+        """Return the resources with twice the `cpu`, `memory` or `storage`, `most` at the most; None where it had that.
+
+        `quota` is what a pod found to be its limit of processor time, whoever set it.
+        """
         now, limit = amount(getattr(self, what)), amount(most)
+        if what == "cpu":
+            now = max(now, amount(self.cpu_limit or "0"), Decimal(quota or 0))
         if now >= limit:
             return None
+        if what == "cpu":
+            cores = f"{int(1000 * min(2 * now, limit))}m"
+            return self.model_copy(update={"cpu": cores, "cpu_limit": cores})
         return self.model_copy(update={what: f"{int(min(2 * now, limit) / 2**20)}Mi"})
 
 
 class Ceiling(_Model):
     """The most that a pod gets in the end."""
 
+    cpu: Quantity = "8"
     memory: Quantity = "64Gi"
     storage: Quantity = "100Gi"
 
@@ -100,6 +110,7 @@ class StageProfile(_Model):
 
     resources: Resources | None = None
     parallelism: PositiveInt | None = Field(None, description="pods at a time, at the most")
+    least: PositiveInt | None = Field(None, description="pods that are asked for at a time, at the least")
     node_selector: dict[str, str] = {}
     tolerations: tuple[dict[str, Any], ...] = ()
     priority_class: str | None = None
@@ -121,6 +132,9 @@ class Profile(_Model):
     gpu_resource: str = Field("nvidia.com/gpu", description="what the cluster calls a GPU")
     indexes: PositiveInt = Field(512, description="indexes of a step's Job, at the most; an index is a batch of blocks")
     parallelism: PositiveInt = Field(512, description="pods at a time, at the most")
+    least: PositiveInt = Field(
+        1, description="pods that are asked for at a time, at the least, though some find no node"
+    )
     grace: PositiveInt = Field(60, description="seconds that a pod gets to end its block when it has to go")
     volumes: tuple[Mount, ...] = ()
     secrets: tuple[str, ...] = Field((), description="Secrets whose entries pods see as environment variables")
@@ -133,7 +147,14 @@ class Profile(_Model):
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     queue: str | None = Field(None, description="a LocalQueue of Kueue")
-    template: Path | None = Field(None, description="a Jinja2 template in place of job.yaml.j2")
+    queue_least: PositiveInt | None = Field(None, description="Kueue: pods with which a Job may begin")
+    queue_elastic: bool = Field(False, description="Kueue: Jobs may grow and shrink while they run (elastic workloads)")
+    template: str | None = Field(
+        None, description="file of a Jinja2 template in place of job.yaml.j2; its text, once read"
+    )
+    driver_account: str = Field("neurokube-driver", description="service account of a driver in the cluster")
+    driver_resources: Resources = Resources(cpu="500m")
+    driver_node_selector: dict[str, str] = {}
     stages: dict[str, StageProfile] = Field({}, description="what stages have otherwise, by name or kind")
 
     def of(self, *names: str) -> "Profile":
@@ -168,7 +189,11 @@ def load_profile(name: str, file: str | None = None) -> Profile:
     except ValidationError as error:
         raise ConfigurationError(f"{path}: profiles.{name}.{first_mistake(error)}") from None
     if profile.template is not None:
-        profile = profile.model_copy(update={"template": path.parent / profile.template})
+        template = path.parent / Path(profile.template).expanduser()
+        try:
+            profile = profile.model_copy(update={"template": template.read_text()})
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{path}: profiles.{name}.template: {template}: {error}; name a file") from None
     return profile
 
 

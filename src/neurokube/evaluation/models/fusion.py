@@ -348,15 +348,16 @@ def _write(report: FusionReport) -> None:
 
 def print_fusion(report: FusionReport) -> None:
     """Print weights, and F1 of the fusion beside that of each channel alone, as a table."""
-    from rich.console import Console
     from rich.table import Table
+
+    from ...progress import page
 
     table = Table(report.label, "weight", "threshold", "F1 in validation", "F1 in the test")
     for name, result in report.alone.items():
         table.add_row(name, f"{report.weights.weights[name]:.3f}", *_cells(result))
     table.add_section()
     table.add_row("fusion", f"bias {report.weights.bias:.3f}", *_cells(report.fusion))
-    Console().print(table)
+    page().print(table)
     for remark in report.remarks:
         print(f"note: {remark}")
     read = ", ".join(f"{channel.name}: STAGE.{channel.label}" for channel in report.channels)

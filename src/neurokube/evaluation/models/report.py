@@ -158,10 +158,11 @@ def write_numbers(report: ModelsReport) -> None:
 
 def print_models(report: ModelsReport) -> None:
     """Print F1 by label and model as a table, what is to be known about it, and where the rest lies."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from ...progress import page
+
+    console = page()
     for models in _grouped(report, console.width):
         table = Table("F1 on the test volumes")
         for model in models:

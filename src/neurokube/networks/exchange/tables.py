@@ -1,9 +1,8 @@
 """What models there are, for people and for programs."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from ..bundle import AnyBundle, AnyCard, Card, known
+from ..bundle import AnyBundle, Card, known, numbers
 
 
 def models_table() -> list[dict[str, Any]]:
@@ -18,7 +17,7 @@ def models_table() -> list[dict[str, Any]]:
             "voxel_size": list(card.voxel_size),
             "modality": card.modality,
             "licence": card.licence,
-            "scores": brief(card),
+            "scores": ", ".join(f"{name} {value:.2f}" for name, value in numbers(card).items()),
         }
         for card, kind in known()
     ]
@@ -33,22 +32,11 @@ def describe(bundle: AnyBundle) -> dict[str, Any]:
     }
 
 
-def brief(card: AnyCard) -> str:
-    """Return F1 by label in validation, or where the scores have it, else all numbers at their top."""
-    parts = []
-    validation = card.scores.get("validation")
-    scores = validation["f1"] if isinstance(validation, Mapping) and "f1" in validation else card.scores
-    for name, score in scores.items():
-        value = score.get("f1") if isinstance(score, Mapping) else score
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            parts.append(f"{name} {value:.2f}")
-    return ", ".join(parts)
-
-
 def print_models(rows: list[dict[str, Any]]) -> None:
     """Print the rows of `models_table`."""
-    from rich.console import Console
     from rich.table import Table
+
+    from ...progress import page
 
     table = Table()
     for name, whole in (("model", True), ("where", True), ("voxel size (nm)", False), ("labels, and how good", False)):
@@ -59,7 +47,7 @@ def print_models(rows: list[dict[str, Any]]) -> None:
         good += f", {row['factor']} sections of one" if row["factor"] > 1 else ""
         good += ", a forest of edges" if row["kind"] == "forest" else ""
         table.add_row(row["name"], row["where"], f"{size} {row['modality'] or ''}".strip(), good)
-    Console(markup=False, highlight=False).print(table)
+    page(markup=False, highlight=False).print(table)
 
 
 def print_description(description: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...blocks import Box, Vector
 from ...errors import DataError, UsageError
 from ...progress import progress
+from ...words import counted
 from ..importing import _destination, _Writing
 from ..sources import Source, _blaming
 from ..volume import Nanometres, Volume, VolumeSpec, open_volume
@@ -255,7 +256,7 @@ class _Found:
             raise _outside(self.painted, self.box, self.image)
         if self.painted.fit == "stack" and extent.shape[0] < self.image.spec.shape[0]:
             self.remarks.append(
-                f"its {extent.shape[0]} sections start at section {self.origin[0]} of the image (--at places it)"
+                f"{counted(extent.shape[0], 'section')} from section {self.origin[0]} of the image on (--at places it)"
             )
 
     def _add(self, part: Box, data: NDArray[Any]) -> None:

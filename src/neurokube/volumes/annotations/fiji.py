@@ -9,6 +9,7 @@ from zipfile import ZipFile
 import numpy as np
 
 from ...errors import DataError
+from ...words import counted
 from ..sources import _blaming
 from .outlines import Outline, Ring, ellipse, open_outlines
 from .painted import Painted, class_ids
@@ -34,10 +35,12 @@ def open_rois(path: str, asked: Mapping[int, str] | None = None) -> Painted:
     left = len(rois) - len(closed)
     return open_outlines(
         path,
-        f"{len(closed)} ImageJ ROIs",
+        counted(len(closed), "ImageJ ROI"),
         outlines,
         names={k: name for name, k in ids.items()},
-        remarks=(f"{left} lines and points have no inside and were passed over",) if left else (),
+        remarks=(f"passed over, having no inside: {counted(left, 'line or point', 'lines and points')}",)
+        if left
+        else (),
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import DataError
+from ...words import counted
 from ..sources import _blaming
 from ..volume import Nanometres
 from .outlines import Outline, Ring, nest, open_outlines
@@ -62,11 +63,11 @@ def open_model(path: str, asked: Mapping[int, str] | None = None) -> Painted:
     outlines: list[Outline] = [o for (name, z), found in rings.items() for o in nest(found, z, ids[name])]
     return open_outlines(
         path,
-        f"IMOD model of {len(objects)} objects",
+        f"IMOD model of {counted(len(objects), 'object')}",
         outlines,
         names={k: name for name, k in ids.items()},
         voxel_size=_pixel_size(pixel, units),
-        remarks=(f"{left} contours are open or not in one section and were passed over",) if left else (),
+        remarks=(f"passed over, as open or not in one section: {counted(left, 'contour')}",) if left else (),
     )
 
 

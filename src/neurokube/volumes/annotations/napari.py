@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import DataError
+from ...words import counted
 from ..sources import _blaming
 from .outlines import Outline, Ring, ellipse, open_outlines
 from .painted import Painted
@@ -44,10 +45,10 @@ def open_shapes(path: str, asked: Mapping[int, str] | None = None) -> Painted:
     left = len(types) - len(outlines)
     return open_outlines(
         path,
-        f"{len(outlines)} napari shapes",
+        counted(len(outlines), "napari shape"),
         outlines,
         names=asked or {},
-        remarks=(f"{left} lines have no inside and were passed over",) if left else (),
+        remarks=(f"passed over, having no inside: {counted(left, 'line')}",) if left else (),
     )
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...blocks import Box
 from ...errors import DataError
+from ...words import counted
 from ..sources import Source, _blaming, _in_order, _pillow, _section_numbers, _slices_of, _tifffile, open_source
 from .painted import PIECE, Painted
 
@@ -67,7 +68,7 @@ def _planes(file: Path) -> Source | None:
         data = page.asarray()
     return Source(
         path=str(file),
-        description=f"TIFF of {len(data)} planes",
+        description=f"TIFF of {counted(len(data), 'plane')}",
         shape=data.shape,
         dtype=data.dtype,
         sections=lambda start, stop: data[start:stop],

@@ -1,0 +1,82 @@
+"""What a pod, or a person in its place, runs: a share of a step's blocks, to the end or until it is asked to stop."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from ..engines.base import Batch
+from ..errors import ConfigurationError, Drained, NeuroKubeError, Starved
+from ..volumes import Store
+from .pulse import Pulse, quota
+from .worker import work
+
+STARVES = "NEUROKUBE_STARVES"
+"""Set where a pod that lacks processor time shall stop, as the next may get more."""
+
+
+def work_share(run: str, step: str, share: Batch, pulse: Pulse | None = None) -> None:
+    """Work through blocks and print what became of them; SIGTERM or Ctrl-C ends it after a block.
+
+    Raises:
+        Drained: where it was asked to stop.
+        Starved: where the pulse says that it lacked processor time, and there is more to be had.
+        NeuroKubeError: where blocks failed, besides what `work` raises.
+    """
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.set())
+
+    def stop() -> bool:
+        """Called before each block."""
+        if pulse is None:
+            return asked.is_set()
+        pulse.next()
+        return asked.is_set() or (STARVES in os.environ and pulse.starved())
+
+    report = work(run, step, share, stop)
+    told: dict[str, Any] = {"done": report.done, "failed": report.failed, "drained": report.drained}
+    starved = report.drained and not asked.is_set() and pulse is not None
+    if starved and pulse is not None:
+        told |= {"held_back": round(pulse.held_back, 3), "quota": quota()}
+    print(json.dumps(told), flush=True)
+    if starved:
+        raise Starved("held back by its limit of processor time; what was done is recorded")
+    if report.drained:
+        raise Drained("asked to stop; what was done is recorded")
+    if report.failed:
+        raise NeuroKubeError(f"{step}: {len(report.failed)} blocks failed: {report.failed}; see the quarantine folder")
+
+
+def batch_of(run: str, step: str, job: str) -> Batch:
+    """Return the batch of the index that this pod is, by what the driver wrote for its Job.
+
+    Raises:
+        ConfigurationError: where this is no such pod, or the Job is of another run or step.
+    """
+    index = os.environ.get("JOB_COMPLETION_INDEX", "")
+    told = Store(run).read_json(f"{step.partition('/')[0]}/jobs/{job}.json")
+    if told is None or told["step"] != step or not index.isdecimal() or int(index) >= len(told["batches"]):
+        raise ConfigurationError(f"{run}: Job '{job}' has no index '{index}' of {step}; leave --job to pods")
+    return Batch.parse(told["batches"][int(index)])
+
+
+def main(run: str, step: str, job: str) -> None:
+    """Do what `neurokube work RUN STEP --job JOB` does, and exit as it would."""
+    # asked to stop before there is anything to stop
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(Drained.exit_code))
+    try:
+        index = os.environ.get("JOB_COMPLETION_INDEX", "")
+        share = batch_of(run, step, job)
+        with Pulse(Store(run), f"{step.partition('/')[0]}/jobs/{job}/{index}.json") as pulse:
+            work_share(run, step, share, pulse)
+    except NeuroKubeError as error:
+        print(f"neurokube: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if os.environ.get("NEUROKUBE_DEBUG"):
+            raise
+        print(f"neurokube: a bug: {type(error).__name__}: {error}; set NEUROKUBE_DEBUG=1 to see where", file=sys.stderr)
+        sys.exit(1)
