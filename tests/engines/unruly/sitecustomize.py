@@ -78,7 +78,7 @@ def do(do, seconds=0.0, code=128 + signal.SIGKILL, megabytes=0, times=0):
         case "exit":
             os._exit(code)
         case "memory":
-            bytearray(b"x" * megabytes * 2**20)
+            len(b"x" * (megabytes * 2**20))
         case "disk":
             file = Path("/tmp/filler")
             file.write_bytes(b"x" * megabytes * 2**20)
