@@ -20,12 +20,16 @@ def resume(
     run: RunFolder,
     detach: Annotated[bool, typer.Option("--detach", help="by a driver in the cluster, and come back at once")] = False,
     workers: Annotated[int | None, typer.Option("--workers", "-w", min=1, help="local: worker processes")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(envvar="NEUROKUBE_METRICS", help="[ADDRESS:]PORT of the driver's metrics")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")] = False,
 ) -> None:
     """Go on with a run as it was planned, where it was at work: on this machine or its cluster."""
     from .engines.cluster.control import profile_of
     from .errors import UsageError
     from .workflow import Run, execute
+    from .workflow.exporter import exported
     from .workflow.status import print_summary
 
     planned = Run.open(run).edited()
@@ -35,7 +39,8 @@ def resume(
 
         if detach:
             raise UsageError(f"--detach: {run} was on no cluster; start it by 'neurokube run --engine kubernetes'")
-        print_summary(planned, execute(planned, _engine(_workers(workers)), quiet=quiet))
+        with exported(planned, "local", metrics) as observer:
+            print_summary(planned, execute(planned, _engine(_workers(workers)), observer=observer, quiet=quiet))
         return
     from .engines.kubernetes import Kubernetes
 
@@ -45,8 +50,9 @@ def resume(
     engine = Kubernetes(profile)
     if detach:
         detached(planned, engine)
-    else:
-        print_summary(planned, execute(planned, engine, quiet=quiet))
+        return
+    with exported(planned, "kubernetes", metrics) as observer:
+        print_summary(planned, execute(planned, engine, observer=observer, quiet=quiet))
 
 
 def logs(

@@ -138,7 +138,7 @@ def test_what_is_applied_by_hand_is_what_kubernetes_takes(version):
 
 
 def test_the_role_of_a_driver_is_what_it_does():
-    role = yaml.safe_load((DEPLOY / "driver-role.yaml").read_text())
+    role = next(yaml.safe_load_all((DEPLOY / "driver-role.yaml").read_text()))
     granted = {
         (v, g, r) for rule in role["rules"] for v in rule["verbs"] for g in rule["apiGroups"] for r in rule["resources"]
     }

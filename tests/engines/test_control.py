@@ -236,18 +236,6 @@ def test_parallelism_follows_what_the_cluster_grants(url):
     assert [asked for asked, _ in groupby(cluster.asked)] == [64, 3, 6, 12, 24, 48, 64]
 
 
-def test_what_the_driver_may_do_is_what_the_engine_asks_for():
-    from pathlib import Path
-
-    from neurokube.engines.cluster.api import VERBS
-
-    role = yaml.safe_load((Path(__file__).parents[2] / "deploy" / "driver-role.yaml").read_text().split("\n---")[0])
-    granted = {
-        (v, g, r) for rule in role["rules"] for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]
-    }
-    assert granted == set(VERBS)
-
-
 def test_a_lease_that_another_takes_first_is_waited_for():
     cluster = Cluster()
     real, raced = cluster.put_lease, []

@@ -73,7 +73,8 @@ def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
 def driver_manifest(profile: Profile, name: str, run_url: str) -> dict[str, Any]:
     """Return the Job of a driver that goes on with a run, as Kubernetes takes it."""
     labels = {**profile.labels, MANAGED: "neurokube", COMPONENT: "driver", RUN: run_id(run_url)}
-    env = [*_environment(profile), {"name": "NEUROKUBE_DRIVER", "value": name}]
+    own = {"NEUROKUBE_DRIVER": name, "NEUROKUBE_METRICS": "9464"}
+    env = _environment(profile, *own.items())
     document: dict[str, Any] = _parsed(
         *_rendered(
             profile.model_copy(update={"template": None}),
