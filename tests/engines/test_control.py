@@ -6,7 +6,6 @@ import socket
 from itertools import groupby
 
 import pytest
-import yaml
 from cluster import DONE, OOM, Cluster, Fate
 from kubernetes_validate import validate
 
