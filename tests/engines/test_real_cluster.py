@@ -8,7 +8,7 @@
     NEUROKUBE_TEST_PYTHONPATH     a folder in it with the program, where the image's own is not the one to test
     NEUROKUBE_TEST_ADMIN          kubeconfig of somebody who may evict and delete pods, for the tests that do
 
-Without these the tests are skipped.  They take some four minutes on a cluster of one idle node of two cores.
+Without these the tests are skipped.  They took five and a half minutes on one busy node of two cores.
 """
 
 import hashlib
