@@ -127,8 +127,6 @@ def detached(planned: Any, engine: Any) -> None:
 
 def seen(run: str) -> dict[str, Any] | None:
     """Return what a run's cluster says of it, for `status`; None where it is on none."""
-    from dataclasses import asdict
-
     from .volumes import Store
 
     # most runs are on none, and need nothing of a cluster's client
@@ -141,7 +139,7 @@ def seen(run: str) -> dict[str, Any] | None:
     if api is None:
         return {"unknown": why}
     try:
-        return asdict(overview(api, run))
+        return overview(api, run).as_dict()
     except Refused as refused:
         return {"unknown": str(refused)}
 

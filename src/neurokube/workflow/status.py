@@ -174,7 +174,7 @@ def _cluster_lines(state: dict[str, Any]) -> list[str]:
     for name, pods in cluster["pods"].items():
         told = ", ".join(f"{count} {phase.lower()}" for phase, count in sorted(pods.items())) or "none yet"
         lines.append(f"{name}: pods {told}{_left(state['steps'].get(name), pods.get('Running', 0))}")
-    lines += [f"{count} pods wait: {why}" for why, count in cluster["waiting"].items()]
+    lines += [f"waiting: {counted(count, 'pod')}: {why}" for why, count in cluster["waiting"].items()]
     return lines
 
 

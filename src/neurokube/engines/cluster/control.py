@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import uuid4
 
 from ...errors import ConfigurationError, TryAgainError
@@ -31,6 +32,11 @@ class Overview:
     jobs: dict[str, int] = field(default_factory=dict)
     pods: dict[str, Counter[str]] = field(default_factory=dict)
     waiting: Counter[str] = field(default_factory=Counter)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        pods = {step: dict(counts) for step, counts in self.pods.items()}
+        return {"driver": self.driver, "jobs": dict(self.jobs), "pods": pods, "waiting": dict(self.waiting)}
 
 
 def profile_of(run_url: str) -> Profile | None:
