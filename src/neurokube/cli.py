@@ -37,6 +37,8 @@ WorkflowFile = Annotated[str, typer.Argument(help="workflow file (YAML)", show_d
 Region = Annotated[str | None, typer.Option(help="cut-out Z0:Z1,Y0:Y1,X0:X1 in voxels")]
 
 
+_CLUSTERS = ("kubernetes", "slurm", "lsf", "pbs")
+
 _INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 
@@ -260,10 +262,13 @@ def run(
     workflow: WorkflowFile,
     workers: Workers = None,
     region: Region = None,
-    engine: Annotated[str, typer.Option(help="where it runs: local, kubernetes")] = "local",
-    profile: Annotated[str, typer.Option(help="kubernetes: name of the cluster profile")] = "local",
-    profiles: Annotated[str | None, typer.Option(help="kubernetes: file of cluster profiles")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="kubernetes: print the Jobs, run nothing")] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="where it runs: local, kubernetes, slurm, lsf, pbs [default: what the profile is of]"),
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="name of the cluster profile")] = None,
+    profiles: Annotated[str | None, typer.Option(help="file of cluster profiles")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the cluster's jobs, run nothing")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a workflow; run it again to go on after any interruption."""
@@ -271,11 +276,12 @@ def run(
     from .workflow import execute
     from .workflow.status import print_summary
 
-    if engine not in ("local", "kubernetes"):
-        raise UsageError(f"--engine {engine}: choose local or kubernetes")
-    if dry_run and engine != "kubernetes":
-        raise UsageError("--dry-run: give it with --engine kubernetes; 'neurokube plan' shows what a run comes to")
-    chosen = _cluster(profile, profiles) if engine == "kubernetes" else _engine(_workers(workers))
+    if engine not in (None, "local", *_CLUSTERS):
+        raise UsageError(f"--engine {engine}: choose local, {', '.join(_CLUSTERS)}")
+    local = engine == "local" or (engine is None and profile is None)
+    if dry_run and local:
+        raise UsageError("--dry-run: give it with a cluster's --profile; 'neurokube plan' shows what a run comes to")
+    chosen = _engine(_workers(workers)) if local else _cluster(profile or "local", profiles, engine)
     planned = _planned(workflow, region)
     if dry_run:
         for name, step in planned.plan.steps.items():
@@ -611,11 +617,23 @@ def _engine(workers: int) -> Any:
     return Local(workers) if workers else InProcess()
 
 
-def _cluster(profile: str, profiles: str | None) -> Any:
-    from .engines.cluster import load_profile
-    from .engines.kubernetes import Kubernetes
+def _cluster(profile: str, profiles: str | None, engine: str | None) -> Any:
+    from .engines.cluster.profile import load_profile, read_profile
+    from .errors import ConfigurationError, UsageError
 
-    return Kubernetes(load_profile(profile, profiles))
+    path, document = read_profile(profile, profiles)
+    kind = document.get("kind", "kubernetes") if isinstance(document, dict) else "kubernetes"
+    if kind not in _CLUSTERS:
+        raise ConfigurationError(f"{path}: profiles.{profile}.kind: choose {', '.join(_CLUSTERS)}")
+    if engine not in (None, kind):
+        raise UsageError(f"--engine {engine}: profile '{profile}' is one of {kind}; leave --engine out")
+    if kind == "kubernetes":
+        from .engines.kubernetes import Kubernetes
+
+        return Kubernetes(load_profile(profile, profiles))
+    from .engines.hpc import Hpc, load_job_profile
+
+    return Hpc(load_job_profile(profile, profiles))
 
 
 def _planned(workflow: str, region: str | None) -> Any:

@@ -42,9 +42,7 @@ class Local(Pool):
         return _tended
 
     def _submit(self, app: Any, work: Work, run_url: str, step_name: str, batch: Batch) -> Future[Report]:
-        future: Future[Report] = app(
-            os.getpid(), str(self._marks), work, run_url, step_name, batch, str(self._stop)
-        )
+        future: Future[Report] = app(os.getpid(), str(self._marks), work, run_url, step_name, batch, str(self._stop))
         return future
 
     def _at_work(self) -> bool:

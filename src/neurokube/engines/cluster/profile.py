@@ -17,7 +17,7 @@ import os
 import re
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -108,6 +108,7 @@ class StageProfile(_Model):
 class Profile(_Model):
     """A cluster, and what pods get on it."""
 
+    kind: Literal["kubernetes"] = "kubernetes"
     context: str | None = Field(None, description="of the kubeconfig [default: the current one, or the pod's own]")
     namespace: str = "default"
     image: str = Field(description="image with the program, the same version as here")
@@ -152,6 +153,22 @@ def load_profile(name: str, file: str | None = None) -> Profile:
     Raises:
         ConfigurationError: where there is no file, no such profile, or a field is wrong.
     """
+    path, document = read_profile(name, file)
+    try:
+        profile = Profile.model_validate(document)
+    except ValidationError as error:
+        raise ConfigurationError(f"{path}: profiles.{name}.{first_mistake(error)}") from None
+    if profile.template is not None:
+        profile = profile.model_copy(update={"template": path.parent / profile.template})
+    return profile
+
+
+def read_profile(name: str, file: str | None = None) -> tuple[Path, Any]:
+    """Return the file of a profile, and what it says of the profile, of whatever kind.
+
+    Raises:
+        ConfigurationError: where there is no file or no such profile.
+    """
     path = _found(file)
     try:
         document = yaml.safe_load(path.read_text())
@@ -161,13 +178,7 @@ def load_profile(name: str, file: str | None = None) -> Profile:
     if not isinstance(profiles, dict) or name not in profiles:
         known = ", ".join(profiles) if isinstance(profiles, dict) else "none"
         raise ConfigurationError(f"{path}: no profile '{name}' below 'profiles'; there are: {known}")
-    try:
-        profile = Profile.model_validate(profiles[name])
-    except ValidationError as error:
-        raise ConfigurationError(f"{path}: profiles.{name}.{first_mistake(error)}") from None
-    if profile.template is not None:
-        profile = profile.model_copy(update={"template": path.parent / profile.template})
-    return profile
+    return path, profiles[name]
 
 
 def _found(file: str | None) -> Path:

@@ -1,4 +1,4 @@
-"""Batch systems of computing centres, Slurm, LSF and PBS: profiles of jobs, and the engine that has jobs run batches."""
+"""Batch systems, Slurm, LSF and PBS: profiles of their jobs, and the engine that runs batches in them."""
 
 from .engine import Hpc
 from .profile import JobProfile, load_job_profile

@@ -1,17 +1,17 @@
 """Profiles of jobs of a batch system, in the file of cluster profiles.
 
-    profiles:
-      centre:
-        kind: slurm
-        partition: standard
-        account: my-lab
-        walltime: "04:00:00"
-        jobs: 10
-        workers: 32
-        memory: 4Gi
-        worker_init: module load python
-        stages:
-          semantics: {partition: gpu, jobs: 2, workers: 4, gpus: 4, memory: 16Gi}
+profiles:
+  centre:
+    kind: slurm
+    partition: standard
+    account: my-lab
+    walltime: "04:00:00"
+    jobs: 10
+    workers: 32
+    memory: 4Gi
+    worker_init: module load python
+    stages:
+      semantics: {partition: gpu, jobs: 2, gpus: 4, memory: 16Gi}
 """
 
 import re
@@ -50,15 +50,16 @@ class Jobs(_Model):
     grace: PositiveInt = Field(60, description="seconds before the walltime ends in which workers end their blocks")
     jobs: PositiveInt = Field(1, description="at a time, at the most")
     nodes: PositiveInt = Field(1, description="of a job")
-    workers: PositiveInt = Field(1, description="processes on a node")
+    workers: PositiveInt = Field(1, description="processes on a node; where it has GPUs, one for each of these")
     cores: PositiveInt = Field(1, description="of a worker")
     memory: Quantity | None = Field(None, description="of a worker, bytes [default: what the batch system gives]")
-    gpus: NonNegativeInt = Field(0, description="of a node; each worker has one for itself")
+    gpus: NonNegativeInt = Field(0, description="of a node; there is one worker for each")
     exclusive: bool = Field(False, description="no one else's jobs on the nodes (slurm, lsf)")
     options: tuple[str, ...] = Field((), description="lines for the batch system, as --constraint=haswell")
     worker_init: str = Field("", description="shell commands that make the program ready, as module load")
     launcher: Literal["single", "srun", "mpiexec", "mpirun", "aprun", "jsrun"] | None = Field(
-        None, description="what starts the workers' managers on the nodes [default: single; of several nodes srun, mpiexec]"
+        None,
+        description="what starts the workers' managers on the nodes [default: single; of several nodes srun, mpiexec]",
     )
     launcher_options: str = ""
 
@@ -71,19 +72,22 @@ class Jobs(_Model):
     @property
     def gigabytes(self) -> int | None:
         """Memory of a node in GiB, rounded up."""
-        return None if self.memory is None else ceil(self.workers * amount(self.memory) / 2**30)
+        return None if self.memory is None else ceil(self.per_node * amount(self.memory) / 2**30)
+
+    @property
+    def per_node(self) -> int:
+        """Workers of a node."""
+        return self.gpus or self.workers
 
     @property
     def slots(self) -> int:
         """Workers of all jobs together."""
-        return self.jobs * self.nodes * self.workers
+        return self.jobs * self.nodes * self.per_node
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.seconds <= self.grace:
             raise ValueError(f"a walltime of {self.walltime} is over before the grace of {self.grace} s; ask for more")
-        if self.gpus and self.workers > self.gpus:
-            raise ValueError(f"{self.workers} workers but {self.gpus} GPUs a node; each worker needs one of its own")
         return self
 
 
@@ -91,7 +95,9 @@ class JobProfile(Jobs):
     """A batch system, and what jobs get of it."""
 
     kind: Literal["slurm", "lsf", "pbs"]
-    address: str | None = Field(None, description="name or IP by which nodes reach the driver [default: try all it has]")
+    address: str | None = Field(
+        None, description="name or IP by which nodes reach the driver [default: try all it has]"
+    )
     interface: str | None = Field(None, description="of the network on which nodes reach the driver, as ib0")
     ports: tuple[PositiveInt, PositiveInt] = Field((54000, 55000), description="that nodes reach the driver by")
     shared: str | None = Field(None, description="folder that driver and nodes see [default: the run's own]")
