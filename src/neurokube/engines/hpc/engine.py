@@ -32,7 +32,7 @@ _BEAT = 15.0
 """Seconds between the signs of life of a worker that is at work."""
 
 _NEVER = re.compile(
-    "PartitionTimeLimit|PartitionNodeLimit|BadConstraints|InvalidAccount|InvalidQOS|.*NotAllowed|.*PerJob.*|.*WallDuration.*"
+    "Partition(TimeLimit|NodeLimit|Config)|BadConstraints|InvalidAccount|InvalidQOS|.*NotAllowed|.*PerJob.*|.*WallDuration.*"
 )
 """Reasons of Slurm for which a job never starts, however long it waits."""
 
@@ -276,10 +276,13 @@ class JobPool(Pool):
         """Cancel the jobs."""
         self._stop.touch()
         provider = self._htex.provider
-        # Parsl waits for ever for an interchange that is gone: the jobs may not
+        # Parsl waits for ever for an interchange that is gone, as after a signal to the whole group: jobs may not
         closing = Thread(target=self._close, daemon=True)
         closing.start()
-        closing.join(5 if self._dead else 60)
+        left = 60
+        while left > 0 and closing.is_alive():
+            closing.join(1)
+            left -= 1 if self._htex.interchange_proc.poll() is None else 12
         with suppress(Exception):
             provider.end()
         self._folder.cleanup()
