@@ -20,8 +20,10 @@ import yaml
 
 from neurokube.engines import Batch, Report
 from neurokube.engines.hpc import Hpc, JobProfile, load_job_profile
+from neurokube.engines.hpc import engine as hpc_engine
 from neurokube.engines.hpc.engine import JobPool
 from neurokube.engines.hpc.providers import Lsf, Pbs, Slurm, render
+from neurokube.engines.local import Local
 from neurokube.errors import ConfigurationError, NeuroKubeError
 from neurokube.workflow import execute
 
@@ -71,15 +73,16 @@ def profile(kind, **fields):
 
 
 def jobs_left(jobs):
+    """Return the processes of jobs that do not end."""
+    groups = {int(file.read_text()) for file in jobs.glob("*.pid")}
     found = []
-    for file in jobs.glob("*.pid"):
-        for process in psutil.process_iter(["pid"]):
-            try:
-                if os.getpgid(process.pid) == int(file.read_text()) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process.pid)
-            except (OSError, psutil.Error):
-                continue
-    return found
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) in groups and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (OSError, psutil.Error):
+            continue
+    return psutil.wait_procs(found, timeout=60)[1]
 
 
 def count(run_url, step_name, batch, stop):
@@ -304,14 +307,13 @@ def test_a_queue_that_is_not_there_ends_the_run_at_once(batch_system, tmp_path, 
     [
         ("export PATH=/usr/bin:/bin", "does not find the program; let the profile's worker_init make it ready"),
         ("module-that-is-not-there || exit 3", "jobs end before their workers have come: "),
-        ("rm -r {}/run/.jobs-*/at-work", "does not see {}/run/.jobs-"),
     ],
 )
 def test_jobs_whose_workers_never_come_end_the_run(batch_system, tmp_path, init, words):
-    told = profile("lsf", worker_init=init.format(tmp_path))
+    told = profile("lsf", worker_init=init)
     with pytest.raises(ConfigurationError) as refusal, Hpc(told) as engine:
         list(engine.execute(count, str(tmp_path / "run"), "s/s", [Batch(0, 1)], 1))
-    assert words.format(tmp_path) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert words in str(refusal.value) and "\n" not in str(refusal.value)
     assert not jobs_left(batch_system)
 
 
@@ -327,15 +329,57 @@ def slow(run_url, step_name, batch, stop):
     return Report(done)
 
 
-def test_no_block_begins_in_the_grace_before_the_walltime_ends(importable, batch_system, tmp_path):
-    """The rest of the batch is done in the next job; this worker function begins it anew, as it keeps no records."""
-    told = profile("lsf", walltime="00:01:00", grace=56)
-    with Hpc(told) as engine:
-        outcomes = [o for o in engine.execute(slow, str(tmp_path), "s/s", [Batch(0, 30)], 1) if o]
-        jobs = len(list(batch_system.glob("*.sh")))
-    assert outcomes[-1].report == Report(30)
-    assert all(outcome.report and outcome.report.drained for outcome in outcomes[:-1])
-    assert jobs == len(outcomes)
+@pytest.mark.parametrize("kind", ["slurm", "lsf", "pbs"])
+def test_a_node_that_does_not_see_the_folder_says_so(tmp_path, kind):
+    script = render(kind, profile(kind).of(""), str(tmp_path / "elsewhere"))
+    ended = subprocess.run(["bash"], input=script, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("neurokube: ") and f"does not see {tmp_path}/elsewhere" in ended.stderr
+
+
+@pytest.mark.parametrize(("left", "asked"), [(-1, True), (3600, False)])
+def test_no_block_begins_in_the_grace_before_the_walltime_ends(tmp_path, monkeypatch, left, asked):
+    monkeypatch.setattr(hpc_engine, "hold_on_to", lambda *processes: None)
+    monkeypatch.setenv("NEUROKUBE_DEADLINE", str(time.time() + left))
+
+    def work(run_url, step_name, batch, stop):
+        return Report(0, drained=stop())
+
+    report = hpc_engine._tended(str(tmp_path), work, "", "s/s", Batch(0, 1), str(tmp_path / "stop"))
+    assert report.drained is asked
+    assert "NEUROKUBE_DEADLINE=$(($(date +%s) + 3540))" in render("pbs", profile("pbs").of(""), "/x")
+
+
+def in_two_goes(run_url, step_name, batch, stop):
+    """Stand in for the worker function: the first time, the time is over when block 2 has failed."""
+    if not Path(run_url, "begun").exists():
+        count(run_url, step_name, Batch(0, 3), stop)
+        return Report(2, failed=(2,), drained=True)
+    return count(run_url, step_name, batch, stop)
+
+
+def test_the_rest_of_a_batch_that_was_ended_early_is_run_again(importable, tmp_path):
+    with Local(1) as engine:
+        outcomes = [o for o in engine.execute(in_two_goes, str(tmp_path), "s/s", [Batch(0, 8)], 1) if o]
+    assert [(o.batch, o.report.drained) for o in outcomes] == [
+        (Batch(0, 8), True),
+        (Batch(0, 2), False),
+        (Batch(3, 8), False),
+    ]
+
+
+def test_jobs_that_come_and_go_and_get_nothing_done_end_the_run(importable, batch_system, tmp_path, monkeypatch):
+    """As where the walltime is shorter than the start of a worker."""
+    monkeypatch.setattr(JobPool, "fruitless", 2)
+    words = "without having finished anything; ask for a longer walltime"
+    with pytest.raises(ConfigurationError, match=words), Hpc(profile("lsf")) as engine:
+        list(engine.execute(never, str(tmp_path), "s/s", [Batch(0, 1)], 10**6))
+    assert not jobs_left(batch_system)
+
+
+def never(run_url, step_name, batch, stop):
+    """Stand in for the worker function: its job is gone before anything is done."""
+    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 def test_a_run_that_is_asked_to_stop_ends_its_blocks_and_its_jobs(importable, batch_system, tmp_path):
@@ -366,9 +410,6 @@ def test_a_driver_that_is_killed_takes_its_workers_along(batch_system, tmp_path,
         time.sleep(0.05)
     driver.kill()
     driver.wait()
-    end = time.monotonic() + 60
-    while jobs_left(batch_system) and time.monotonic() < end:
-        time.sleep(0.2)
     assert not jobs_left(batch_system)
 
 
@@ -441,18 +482,24 @@ def test_jobs_of_slurm_make_the_same_whatever_happens_to_them(tmp_path, disturb,
     assert not set(engine.jobs) & set(in_slurm("squeue", "-h", "-o", "%A").split())
 
 
+def endless_at_first(run_url, step_name, batch, stop):
+    """Stand in for the worker function: the first time, block 1 takes longer than any job may last."""
+    first = batch.first != 1 or 1 not in begun(run_url)
+    report = count(run_url, step_name, batch, stop)
+    if batch.first == 1 and first:
+        time.sleep(600)
+    return report
+
+
 @needs_slurm
-def test_a_job_of_slurm_whose_walltime_ends_is_replaced(importable, tmp_path):
-    """The walltime is taken from it while it works: it is killed, and what it had is done by the next."""
-    with Hpc(profile("slurm", grace=1, walltime="00:02:00")) as engine:
-        outcomes, ended = [], False
-        for outcome in engine.execute(slow, str(tmp_path), "s/s", [Batch(k, k + 2) for k in range(0, 200, 2)], 2):
-            if not ended and len(outcomes) == 3:
-                in_slurm("scontrol", "update", f"JobId={of_slurm(engine)[0]}", "TimeLimit=1")
-                ended = True
-            outcomes += [outcome] if outcome else []
+def test_a_job_of_slurm_that_is_killed_at_the_end_of_its_walltime_is_replaced(importable, tmp_path):
+    (tmp_path / "begun").touch()
+    with Hpc(profile("slurm", grace=1, walltime="00:01:00")) as engine:
+        batches = [Batch(0, 1), Batch(1, 2), Batch(2, 3)]
+        outcomes = [o for o in engine.execute(endless_at_first, str(tmp_path), "s/s", batches, 1) if o]
         jobs = of_slurm(engine)
-    assert sorted(o.batch.first for o in outcomes) == list(range(0, 200, 2)) and len(jobs) > 1
+    assert sorted(o.batch.first for o in outcomes) == [0, 1, 2] and all(o.report for o in outcomes)
+    assert sorted(begun(tmp_path)) == [0, 1, 1, 2] and len(jobs) == 2
 
 
 @needs_slurm

@@ -70,6 +70,7 @@ class Pool(Engine):
         self._marks.mkdir()
         self._kernel: Any = None
         self._stirred, self._patience = 0.0, self.starting
+        self._fruits = 0
 
     @abstractmethod
     def _executor(self, interchange: list[str]) -> Any:
@@ -185,6 +186,7 @@ class Pool(Engine):
                 error = future.exception()
                 if error is None:
                     losses, report = 0, future.result()
+                    self._fruits += bool(report.done or report.failed)
                     yield Outcome(task.batch, report)
                     if report.drained and not self._stop.exists():
                         again.extend(_Task(part) for part in _between(task.batch, report.failed))

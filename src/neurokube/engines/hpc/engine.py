@@ -115,6 +115,9 @@ class JobPool(Pool):
     patience: ClassVar[float] = 40.0
     """Seconds after which a batch system that refuses everything is given up; where it took jobs before, ten times."""
 
+    fruitless: ClassVar[int] = 6
+    """Times the number of jobs at a time, after which jobs that get nothing done are not replaced any more."""
+
     remedy: ClassVar[str] = "ask for more memory in the profile, or use a smaller block"
 
     def __init__(self, profile: JobProfile, jobs: Jobs, folder: tempfile.TemporaryDirectory[str]) -> None:
@@ -123,7 +126,7 @@ class JobPool(Pool):
         self._htex: Any = None
         self._looked = self._beaten = self._refused_since = self._reasoned = 0.0
         self._connected, self._dead, self._beats = 0, False, frozenset[tuple[str, int]]()
-        self._gone = 0
+        self._gone = self._fruits_seen = self._fruitful = 0
         self._reason = ""
 
     # what Parsl is told
@@ -152,7 +155,7 @@ class JobPool(Pool):
         if len(addresses) > 1:
             # listen on all, and let workers find the one that they reach; Parsl's own way asks a server elsewhere
             self._htex.address, self._htex.all_addresses = None, set(addresses)
-        self._connected, self._dead, self._gone = 0, False, 0
+        self._connected, self._dead, self._gone, self._fruitful = 0, False, 0, 0
         return self._htex
 
     def _app(self) -> Any:
@@ -175,6 +178,7 @@ class JobPool(Pool):
             return
         self._looked = now
         self._connected = self._managers()
+        self._check_fruits()
         gone = self._blocks_gone()
         if self._connected:
             self._gone, self._refused_since = len(gone), 0.0
@@ -218,6 +222,15 @@ class JobPool(Pool):
             if lines:
                 return next((line for line in lines if line.startswith("neurokube: ")), lines[-1])[:500]
         return ""
+
+    def _check_fruits(self) -> None:
+        accepted = self._htex.provider.accepted
+        if self._fruits != self._fruits_seen:
+            self._fruits_seen, self._fruitful = self._fruits, accepted
+        if (count := accepted - self._fruitful) > self.fruitless * self.jobs.jobs:
+            raise ConfigurationError(
+                f"{count - 1} jobs ended without having finished anything; ask for a longer walltime or more memory"
+            )
 
     def _give_up(self, said: str) -> None:
         told = said or f"they said nothing, as if the nodes did not see {self._folder.name}"
