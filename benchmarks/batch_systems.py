@@ -15,18 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from neurokube.engines import Batch, Engine, Report
+from neurokube.engines import Batch, Engine
 from neurokube.engines.hpc import Hpc, load_job_profile
 from neurokube.engines.local import Local
 
 from .measure import machine, ratio
+from .noop import nothing
 
 ROOT = str(Path(__file__).parents[1])
-
-
-def nothing(run_url: str, step_name: str, batch: Batch, stop: Callable[[], bool] | str | None) -> Report:
-    """Stand in for the worker function."""
-    return Report(1)
 
 
 def timed(engine: Engine, folder: str, batches: int) -> tuple[float, float, float]:
