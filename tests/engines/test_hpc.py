@@ -39,7 +39,7 @@ def slurm_is_missing() -> str:
     if shutil.which("sinfo") is None:
         return "no Slurm here: there is no sinfo on PATH"
     asked = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=30)
-    return "" if asked.returncode == 0 else f"no Slurm answers: {asked.stderr.strip()}"
+    return "" if asked.returncode == 0 else f"no Slurm answers: {asked.stderr.strip().splitlines()[-1]}"
 
 
 needs_slurm = pytest.mark.skipif(bool(why := slurm_is_missing()), reason=why)
