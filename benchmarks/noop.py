@@ -93,6 +93,11 @@ def work(run_url: str, step_name: str, batch: Batch, stop: Callable[[], bool] | 
     return neurokube_work(run_url, step_name, batch, stop)
 
 
+def nothing(run_url: str, step_name: str, batch: Batch, stop: Callable[[], bool] | str | None = None) -> Report:
+    """Stand in for the worker function."""
+    return Report(batch.last - batch.first)
+
+
 class LocalWithStages(Local):
     """The local engine, whose workers know the stages above."""
 

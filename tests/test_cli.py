@@ -105,7 +105,7 @@ def test_without_a_command_the_help_is_shown_and_one_is_asked_for(call):
         (["run", "whole.yaml", "--wrokers", "2"], "No such option: --wrokers"),
         (["run", "whole.yaml", "--workers", "two"], "'--workers' / '-w': must be a valid integer; see"),
         (["run", "whole.yaml", "--workers", "-1"], "must be greater than or equal to 0; see"),
-        (["run", "whole.yaml", "--engine", "abacus"], "--engine abacus: choose local or kubernetes"),
+        (["run", "whole.yaml", "--engine", "abacus"], "--engine abacus: choose local, kubernetes, slurm, lsf, pbs"),
         (["run", "whole.yaml", "--region", "0:5"], "region '0:5': write it as Z0:Z1,Y0:Y1,X0:X1"),
         (["plan", "whole.yaml", "--region", ""], "region '': write it as"),
         (["plan", "whole.yaml", "--region", "5:0,0:5,0:5"], "each axis needs 0 <= start < stop"),

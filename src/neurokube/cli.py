@@ -37,6 +37,8 @@ WorkflowFile = Annotated[str, typer.Argument(help="workflow file (YAML)", show_d
 Region = Annotated[str | None, typer.Option(help="cut-out Z0:Z1,Y0:Y1,X0:X1 in voxels")]
 
 
+_CLUSTERS = ("kubernetes", "slurm", "lsf", "pbs")
+
 _INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 
@@ -260,10 +262,13 @@ def run(
     workflow: WorkflowFile,
     workers: Workers = None,
     region: Region = None,
-    engine: Annotated[str, typer.Option(help="where it runs: local, kubernetes")] = "local",
-    profile: Annotated[str, typer.Option(help="kubernetes: name of the cluster profile")] = "local",
-    profiles: Annotated[str | None, typer.Option(help="kubernetes: file of cluster profiles")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="kubernetes: print the Jobs, run nothing")] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="where it runs: local, kubernetes, slurm, lsf, pbs [default: what the profile is of]"),
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="name of the cluster profile")] = None,
+    profiles: Annotated[str | None, typer.Option(help="file of cluster profiles")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the cluster's jobs, run nothing")] = False,
     detach: Annotated[
         bool, typer.Option("--detach", help="kubernetes: by a driver in the cluster, and come back at once")
     ] = False,
@@ -279,14 +284,16 @@ def run(
     from .workflow.exporter import exported
     from .workflow.status import print_summary
 
-    if engine not in ("local", "kubernetes"):
-        raise UsageError(f"--engine {engine}: choose local or kubernetes")
-    if detach and (dry_run or engine != "kubernetes"):
-        raise UsageError("--detach: give it with --engine kubernetes, and without --dry-run")
-    if dry_run and engine != "kubernetes":
-        raise UsageError("--dry-run: give it with --engine kubernetes; 'neurokube plan' shows what a run comes to")
-    chosen = _cluster(profile, profiles) if engine == "kubernetes" else _engine(_workers(workers))
-    if engine == "kubernetes" and not dry_run:
+    if engine not in (None, "local", *_CLUSTERS):
+        raise UsageError(f"--engine {engine}: choose local, {', '.join(_CLUSTERS)}")
+    local = engine == "local" or (engine is None and profile is None)
+    if dry_run and local:
+        raise UsageError("--dry-run: give it with a cluster's --profile; 'neurokube plan' shows what a run comes to")
+    chosen = _engine(_workers(workers)) if local else _cluster(profile or "local", profiles, engine)
+    kind = "local" if local else chosen.kind
+    if detach and (dry_run or kind != "kubernetes"):
+        raise UsageError("--detach: give it with a profile of Kubernetes, and without --dry-run")
+    if kind == "kubernetes" and not dry_run:
         with chosen:
             planned = _planned(workflow, region, chosen.settle)
     else:
@@ -298,7 +305,7 @@ def run(
     if detach:
         cli_cluster.detached(planned, chosen)
         return
-    with exported(planned, engine, metrics) as observer:
+    with exported(planned, kind, metrics) as observer:
         summary = execute(planned, chosen, observer=observer, quiet=quiet)
         print_summary(planned, summary)
 
@@ -631,11 +638,23 @@ def _engine(workers: int) -> Any:
     return Local(workers) if workers else InProcess()
 
 
-def _cluster(profile: str, profiles: str | None) -> Any:
-    from .engines.cluster import load_profile
-    from .engines.kubernetes import Kubernetes
+def _cluster(profile: str, profiles: str | None, engine: str | None) -> Any:
+    from .engines.cluster.profile import load_profile, read_profile
+    from .errors import ConfigurationError, UsageError
 
-    return Kubernetes(load_profile(profile, profiles))
+    path, document = read_profile(profile, profiles)
+    kind = document.get("kind", "kubernetes") if isinstance(document, dict) else "kubernetes"
+    if kind not in _CLUSTERS:
+        raise ConfigurationError(f"{path}: profiles.{profile}.kind: choose {', '.join(_CLUSTERS)}")
+    if engine not in (None, kind):
+        raise UsageError(f"--engine {engine}: profile '{profile}' is one of {kind}; leave --engine out")
+    if kind == "kubernetes":
+        from .engines.kubernetes import Kubernetes
+
+        return Kubernetes(load_profile(profile, profiles))
+    from .engines.hpc import Hpc, load_job_profile
+
+    return Hpc(load_job_profile(profile, profiles))
 
 
 def _planned(workflow: str, region: str | None, errand: Any = None) -> Any:

@@ -34,7 +34,7 @@ def test_workers_killed_while_idle_do_not_hold_up_those_that_follow(monkeypatch,
     """An idle worker of Parsl holds the lock of the queue that all wait at, and takes it to its grave."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     monkeypatch.setenv("NEUROKUBE_TEST_FOLDER", str(tmp_path))
-    monkeypatch.setattr(local, "_STALLED", 2.0)
+    monkeypatch.setattr(local.Local, "stalled", 2.0)
     batches = [Batch(0, 4), Batch(4, 8)]
     with local.Local(2) as engine:
         assert sum(o.report.done for o in engine.execute(count, "", "", batches, 2) if o) == 8

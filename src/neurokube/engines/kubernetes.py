@@ -84,6 +84,7 @@ class _Fate:
 class Kubernetes(Engine):
     """Indexed Jobs in a namespace of a cluster, by a profile."""
 
+    kind = "kubernetes"
     overlaps = True
 
     lease: Lease | None = None

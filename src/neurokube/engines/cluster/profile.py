@@ -17,7 +17,7 @@ import os
 import re
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -119,6 +119,7 @@ class StageProfile(_Model):
 class Profile(_Model):
     """A cluster, and what pods get on it."""
 
+    kind: Literal["kubernetes"] = "kubernetes"
     context: str | None = Field(None, description="of the kubeconfig [default: the current one, or the pod's own]")
     namespace: str = "default"
     image: str = Field(description="image with the program, the same version as here")
@@ -175,17 +176,9 @@ def load_profile(name: str, file: str | None = None) -> Profile:
     Raises:
         ConfigurationError: where there is no file, no such profile, or a field is wrong.
     """
-    path = _found(file)
+    path, document = read_profile(name, file)
     try:
-        document = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{path}: cannot be read ({str(error).splitlines()[0]}); correct the file") from None
-    profiles = document.get("profiles") if isinstance(document, dict) else None
-    if not isinstance(profiles, dict) or name not in profiles:
-        known = ", ".join(profiles) if isinstance(profiles, dict) else "none"
-        raise ConfigurationError(f"{path}: no profile '{name}' below 'profiles'; there are: {known}")
-    try:
-        profile = Profile.model_validate(profiles[name])
+        profile = Profile.model_validate(document)
     except ValidationError as error:
         raise ConfigurationError(f"{path}: profiles.{name}.{first_mistake(error)}") from None
     if profile.template is not None:
@@ -195,6 +188,24 @@ def load_profile(name: str, file: str | None = None) -> Profile:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"{path}: profiles.{name}.template: {template}: {error}; name a file") from None
     return profile
+
+
+def read_profile(name: str, file: str | None = None) -> tuple[Path, Any]:
+    """Return the file of a profile, and what it says of the profile, of whatever kind.
+
+    Raises:
+        ConfigurationError: where there is no file or no such profile.
+    """
+    path = _found(file)
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{path}: cannot be read ({str(error).splitlines()[0]}); correct the file") from None
+    profiles = document.get("profiles") if isinstance(document, dict) else None
+    if not isinstance(profiles, dict) or name not in profiles:
+        known = ", ".join(profiles) if isinstance(profiles, dict) else "none"
+        raise ConfigurationError(f"{path}: no profile '{name}' below 'profiles'; there are: {known}")
+    return path, profiles[name]
 
 
 def _found(file: str | None) -> Path:
