@@ -170,7 +170,10 @@ def _cluster_lines(state: dict[str, Any]) -> list[str]:
         return lines
     if "unknown" in cluster:
         return [*lines, f"cluster: {cluster['unknown']}"]
-    lines.append(f"driver: {cluster['driver'] or 'none; go on with neurokube resume ' + shlex.quote(state['run'])}")
+    if cluster["driver"]:
+        lines.append(f"driver: {cluster['driver']}")
+    elif state["state"] == "unfinished":
+        lines.append(f"driver: none; go on with: neurokube resume {shlex.quote(state['run'])}")
     for name, pods in cluster["pods"].items():
         told = ", ".join(f"{count} {phase.lower()}" for phase, count in sorted(pods.items())) or "none yet"
         lines.append(f"{name}: pods {told}{_left(state['steps'].get(name), pods.get('Running', 0))}")
