@@ -15,6 +15,7 @@ from ..errors import Drained, NeuroKubeError
 from ..progress import console, progress
 from .corrections import Corrections
 from .edits import EditLog, described
+from .estimate import Target, keep
 from .plan import PlannedStage, PlannedStep
 from .run import Run
 from .worker import work
@@ -40,6 +41,7 @@ def execute(run: Run, engine: Engine, *, quiet: bool = False) -> Summary:
         TryAgainError: where the folder is busy, full or read-only.
     """
     with run.lock():
+        keep(run, Target(engine.workers, getattr(engine, "profile", None)))
         return finish(run, engine, quiet=quiet)
 
 

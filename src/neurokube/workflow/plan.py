@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -230,11 +229,3 @@ def _stored(url: str) -> list[Any]:
         return [url, *keys]
     stats = ((key, (Path(url) / key).stat()) for key in keys)
     return [[key, s.st_size, s.st_mtime_ns] for key, s in stats]
-
-
-def output_bytes(output: Output) -> int:
-    """Return the bytes of a volume before compression, its pyramid included; 0 for a table or a file."""
-    if not isinstance(output, VolumeOutput):
-        return 0
-    voxels = sum(prod(output.grid(level).shape) for level in range(len(output.factors)))
-    return voxels * np.dtype(output.spec.dtype).itemsize * (output.spec.channels or 1)

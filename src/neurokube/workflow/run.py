@@ -9,7 +9,7 @@
 
 import platform
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,16 +40,20 @@ class Run:
         self.store = Store(url)
 
     @classmethod
-    def planned(cls, workflow: Workflow, region: Box | None = None) -> Self:
+    def planned(
+        cls, workflow: Workflow, region: Box | None = None, *, before: Mapping[str, Stage] | None = None
+    ) -> Self:
         """Plan a run; writes nothing yet.
+
+        `before` are stages whose findings are kept where they still fit [default: those of the run that is there].
 
         Raises:
             ConfigurationError: where the folder belongs to something else.
         """
-        name = workflow.name if region is None else f"{workflow.name}@{str(region).replace(',', '_').replace(':', '-')}"
-        url = join(workflow.workspace, name)
+        url = run_url(workflow, region)
         _check_folder(url)
-        plan = make_plan(workflow, url, region=region, before=_settled_before(url), edited=edited(Store(url)))
+        before = _settled_before(url) if before is None else before
+        plan = make_plan(workflow, url, region=region, before=before, edited=edited(Store(url)))
         document = {
             "format": FORMAT,
             "neurokube": __version__,
@@ -189,6 +193,12 @@ class Run:
         return locked(self.url)
 
 
+def run_url(workflow: Workflow, region: Box | None = None) -> str:
+    """Return where the run of a workflow, or of a region of it, lies."""
+    name = workflow.name if region is None else f"{workflow.name}@{str(region).replace(',', '_').replace(':', '-')}"
+    return join(workflow.workspace, name)
+
+
 @contextmanager
 def locked(url: str) -> Iterator[None]:
     """Hold a folder against other processes on this machine; a killed one lets go by itself.
@@ -281,8 +291,8 @@ def _check_folder(url: str) -> None:
 
 
 def _may_come_first(path: Path) -> bool:
-    """Whether something may lie in a run's folder before the run: its lock, and edits taken over from another."""
-    return path.name == ".lock" or path.suffix == ".edits"
+    """Whether something may lie in a run's folder before the run: its lock, an estimate, edits taken from another."""
+    return path.name in (".lock", "plan.json") or path.suffix == ".edits"
 
 
 def _described_inputs(plan: Plan) -> dict[str, Any]:

@@ -9,42 +9,9 @@ from rich.table import Column, Table
 from ..blocks import Blocks
 from .driver import Summary
 from .ledger import Record
-from .plan import Plan, PlannedStep, output_bytes
+from .plan import PlannedStep
+from .quantities import human_bytes
 from .run import Run
-
-
-def describe_plan(run: Run) -> list[dict[str, Any]]:
-    """Return a row a step: blocks, voxels of a block, and bytes written before compression."""
-    rows = []
-    for name, step in run.plan.steps.items():
-        grid = step.step.grid
-        block = [min(c * n, s) for c, n, s in zip(grid.cell, step.blocks.cells, grid.shape, strict=True)]
-        rows.append(
-            {
-                "step": name,
-                "blocks": len(step.blocks),
-                "block": block if len(grid) > 1 else list(grid.shape),
-                "bytes": _step_bytes(run.plan, step),
-            }
-        )
-    return rows
-
-
-def _step_bytes(plan: Plan, step: PlannedStep) -> int:
-    outputs = {t.output.name: t for t in step.step.targets if t.level == 0}
-    return sum(output_bytes(target.output) for target in outputs.values())
-
-
-def print_plan(rows: list[dict[str, Any]]) -> None:
-    """Print the plan as a table."""
-    table = Table(_step_column(), "blocks", "block (z y x)", "before compression", title_justify="left")
-    for row in rows:
-        table.add_row(
-            row["step"], str(row["blocks"]), " x ".join(str(n) for n in row["block"]), human_bytes(row["bytes"])
-        )
-    total = sum(row["bytes"] for row in rows)
-    table.add_row("[bold]all", str(sum(row["blocks"] for row in rows)), "", human_bytes(total))
-    Console().print(table)
 
 
 def read_status(run: Run) -> dict[str, Any]:
@@ -112,12 +79,3 @@ def print_summary(run: Run, summary: Summary) -> None:
     computed, found = sum(summary.computed.values()), sum(summary.found.values())
     print(f"{run.url}: done; {computed} blocks computed, {found} found done")
     print(f"look at it with: neurokube view {shlex.quote(run.url)}")
-
-
-def human_bytes(count: float) -> str:
-    """Return a number of bytes for a person to read."""
-    units = ["B", "kB", "MB", "GB"]
-    while count >= 1000 and units:
-        count /= 1000
-        units.pop(0)
-    return f"{count:.3g} {units[0] if units else 'TB'}"
