@@ -112,7 +112,9 @@ def prove(path: str, blocks: int | None) -> None:
     wall, bytes_ = found["totals"]["seconds"], found["totals"]["stored"]
     size, other = told["totals"]["stored"], before["totals"]["stored"]
     objects, beside = found["totals"]["objects"], found["totals"]["metadata and ledger"]
-    print(f"\n{path}: {len(calibration.places)} places, {calibration.voxels / 1e6:.3g} Mvoxel, {calibration.took:.1f} s")
+    print(
+        f"\n{path}: {len(calibration.places)} places, {calibration.voxels / 1e6:.3g} Mvoxel, {calibration.took:.1f} s"
+    )
     print(
         f"| processor s | {likely:.1f} ({low:.1f} to {high:.1f}) + {begun:.1f} of start | {processor:.1f} "
         f"| {processor / (likely + begun):.2f} |\n"
@@ -124,7 +126,9 @@ def prove(path: str, blocks: int | None) -> None:
     )
     for row in found["steps"]:
         seconds = row["seconds"]
-        print(f"    {row['step']:<28} {seconds['estimate'][1]:8.3f} s {seconds['fact']:8.3f} s  {row['stored']['ratio']}")
+        print(
+            f"    {row['step']:<28} {seconds['estimate'][1]:8.3f} s {seconds['fact']:8.3f} s  {row['stored']['ratio']}"
+        )
 
 
 def _sizes(ends: list[float]) -> str:

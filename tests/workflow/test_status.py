@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from neurokube.workflow.status import print_plan, print_status
+from neurokube.workflow.status import print_status
 
 NAMES = [f"synthesis/mitochondria_labels-of-a-long-name-pyramid-{n}" for n in (1, 2)]
 
@@ -15,12 +15,6 @@ def in_one_piece(table):
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-
-
-def test_plan_shows_all_of_a_name(capsys):
-    print_plan([{"step": name, "blocks": 1, "block": [16, 256, 256], "bytes": 10} for name in NAMES])
-    shown = in_one_piece(capsys.readouterr().out)
-    assert all(name in shown for name in NAMES)
 
 
 def test_status_shows_all_of_a_name(capsys):

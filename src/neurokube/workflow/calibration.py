@@ -42,7 +42,7 @@ from .stored import stored
 from .worker import opened, work
 
 PLACES = 3
-"""Places unless more are asked for."""
+"""Places unless a number is asked for, if the volume is large enough."""
 
 RESAMPLES = 1000
 _ENDS = (5.0, 95.0)
@@ -82,7 +82,8 @@ def calibrate(run: Run, engine: Callable[[], Engine], *, places: int | None = No
     """
     began, shape = time.monotonic(), _shape(run.plan)
     size = sample_shape(run.plan, shape)
-    most = PLACES if places is None else places
+    # of a small volume fewer, as no more than half of it is to be worked on
+    most = max(1, min(PLACES, prod(shape) // (2 * prod(size)))) if places is None else places
     boxes = spread(shape, size, most)
     if places is not None and len(boxes) < places:
         raise UsageError(

@@ -328,14 +328,15 @@ def level(name: str) -> tuple[str, int]:
 
 
 def _stored(step: PlannedStep, uncompressed: int) -> Range:
+    """Return what a step stores by figures of other tissue; of volumes never more than before compression."""
     kind = step.planned.stage.kind
-    volume = figures.SHARES.get(kind, NONE).times(uncompressed) if uncompressed else NONE
+    share = figures.expected(figures.SHARES.get(kind))
+    volume = Range(share.low, share.likely, min(1.0, share.high)).times(uncompressed)
     tables = sum(len(t.grid) for t in step.step.targets if not isinstance(t.output, VolumeOutput))
     if not tables:
         return volume
-    per_voxel = figures.TABLES.get(f"{kind}/{level(step.step.name)[0]}", NONE)
-    header = figures.HEADER * tables
-    return volume + per_voxel.times(amount_of(step)) + exactly(header)
+    rows = figures.expected(figures.TABLES.get(f"{kind}/{level(step.step.name)[0]}")).times(amount_of(step))
+    return volume + rows + exactly(figures.HEADER * tables)
 
 
 def _memory(step: PlannedStep, measured: Timing | None) -> int:
@@ -349,7 +350,9 @@ def _memory(step: PlannedStep, measured: Timing | None) -> int:
     if measured:
         return measured.memory
     cell = prod(min(c, s) for c, s in zip(found.grid.cell, found.grid.shape, strict=True))
-    per_voxel = figures.HELD.get(f"{stage.kind}/{level(found.name)[0]}", figures.HELD["pyramid"])
+    name = level(found.name)[0]
+    key = "pyramid" if name.endswith("pyramid") else f"{stage.kind}/{name}"
+    per_voxel = figures.HELD.get(key, figures.OTHERS_HELD)
     return int(figures.BARE + per_voxel * cell)
 
 

@@ -98,7 +98,8 @@ def print_comparison(found: dict[str, Any]) -> None:
         )
     console = Console(highlight=False)
     when = "made now, as the run keeps none that fits" if found["made"] is None else f"made {found['made']}"
-    console.print(f"{found['run']}: estimate ({found['basis']}, {when}) and > fact; ! outside of its range", markup=False, soft_wrap=True)
+    console.print(f"{found['run']}: estimate ({found['basis']}, {when})", markup=False, soft_wrap=True)
+    console.print("each estimate > what it came to, with ! where that is outside of its range")
     console.print(table)
     if not found["finished"]:
         console.print("unfinished: what follows is of the steps that are done")
