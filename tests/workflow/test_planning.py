@@ -231,6 +231,29 @@ def test_a_profile_says_how_many_indexes_and_whether_memory_is_enough(done):
     assert "raise stages.graph.resources.memory" in "".join(told.remarks)
 
 
+def test_gpu_hours_are_those_of_the_stages_that_get_gpus(tmp_path):
+    run = network(tmp_path)
+    calibration = calibrate(run, InProcess, places=1, quiet=True)
+    gpu = {"semantics": {"resources": {"gpu": 2}}}
+    profile = Profile(image="i", stages=gpu, parallelism=3, resources={"memory": "8Gi"})
+    told = estimate(run, Target(3, profile, price_gpu=3600.0), calibration)
+    main = calibration.steps["semantics/semantics"].seconds
+    stage = [s.seconds.likely for s in told.steps if s.step.startswith("semantics/")]
+    assert told.gpu_hours.likely == pytest.approx(2 * sum(stage) / 3600) and sum(stage) > main.likely
+    assert told.cost.likely >= 2 * sum(stage)
+    assert [r for r in told.remarks if "the profile gives it a GPU, but it was planned with" in r]
+    assert estimate(run, Target(), calibration).gpu_hours.likely == 0
+    assert estimate(run, Target(3, profile)).gpu_hours is None
+
+
+def test_workers_share_the_blocks_of_a_step(done):
+    run, _, calibration = done
+    alone, many = (estimate(run, Target(n), calibration) for n in (1, 10**6))
+    assert {s.workers for s in alone.steps} == {1}
+    assert [s.workers for s in many.steps] == [s.blocks for s in many.steps]
+    assert many.elapsed.likely < alone.elapsed.likely
+
+
 # what is kept
 
 

@@ -29,8 +29,7 @@ def compare(run: Run) -> dict[str, Any]:
         done = run.ledger(step).count()
         seconds = was["seconds"]
         if seconds is not None:
-            begun = was["start"] * max(1, min(told["workers"], was["blocks"]))
-            seconds = [s + begun for s in seconds]
+            seconds = [s + was["start"] * was["workers"] for s in seconds]
         rows.append(
             {
                 "step": name,

@@ -20,7 +20,7 @@ from ..stages import VolumeOutput
 from ..stages.base import SINGLE
 from ..stages.network import NetworkStage
 from . import figures
-from .plan import PlannedStage, PlannedStep
+from .plan import Plan, PlannedStage, PlannedStep
 from .quantities import NONE, Range, exactly, human_bytes
 from .run import Run
 
@@ -76,8 +76,9 @@ class Calibration:
 class StepEstimate:
     """What a step comes to.
 
-    `uncompressed` is that of its volumes; `stored` what it will store, with tables and files; `memory` what a worker
-    needs, in bytes; `seconds` the work of all blocks, `start` what a worker takes in addition before its first one.
+    `workers` can work on it at once; `uncompressed` are the bytes of its volumes, `stored` those of all that it leaves,
+    compressed; `memory` is what a worker needs, in bytes; `seconds` the work of all blocks, `start` what a worker takes
+    for its first one in addition.
     """
 
     step: str
@@ -87,6 +88,7 @@ class StepEstimate:
     effort: float
     unit: str
     indexes: int
+    workers: int
     objects: int
     uncompressed: int
     stored: Range
@@ -144,7 +146,7 @@ class Estimate:
         """Seconds of work, of all workers together, their starts included."""
         if self.calibration is None:
             return None
-        start = sum(s.start * self._workers(s) for s in self.steps)
+        start = sum(s.start * s.workers for s in self.steps)
         return self.calibration.seconds + exactly(start)
 
     @property
@@ -152,9 +154,8 @@ class Estimate:
         """Seconds till the end if no worker ever waits but for the end of a step."""
         if self.calibration is None:
             return None
-        each = [(s, self._workers(s)) for s in self.steps]
-        start = sum(s.start + self.calibration.steps[s.step].opening for s, _ in each)
-        return sum((s.seconds.times(1 / n) for s, n in each if s.seconds), exactly(start))
+        start = sum(s.start + self.calibration.steps[s.step].opening for s in self.steps)
+        return sum((s.seconds.times(1 / s.workers) for s in self.steps if s.seconds), exactly(start))
 
     @property
     def gpu_hours(self) -> Range | None:
@@ -169,9 +170,6 @@ class Estimate:
         """What the run costs at the prices given."""
         costs = [s.cost for s in self.steps if s.cost]
         return sum(costs, NONE) if costs else None
-
-    def _workers(self, step: StepEstimate) -> int:
-        return max(1, min(self.target.workers, step.indexes if self.target.profile else step.blocks))
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain values; ranges are [low, likely, high]."""
@@ -236,7 +234,7 @@ def estimate(run: Run, target: Target, calibration: Calibration | None = None) -
         ledger,
         target,
         calibration,
-        _remarks(steps, target),
+        _remarks(plan, steps, target),
     )
 
 
@@ -248,7 +246,8 @@ def _step(step: PlannedStep, target: Target, calibration: Calibration | None) ->
     profile = target.profile.of(planned.name, planned.stage.kind) if target.profile else None
     cpus, gpus = _devices(step, profile)
     stored = measured.stored if measured else _stored(step, uncompressed)
-    workers = max(1, min(target.workers, blocks))
+    indexes = min(blocks, target.profile.indexes if target.profile else INDEXES)
+    workers = min(profile.parallelism, indexes) if profile else max(1, min(target.workers, blocks))
     cost = None
     if measured and (target.price_cpu is not None or target.price_gpu is not None):
         hourly = cpus * (target.price_cpu or 0) + gpus * (target.price_gpu or 0)
@@ -261,7 +260,8 @@ def _step(step: PlannedStep, target: Target, calibration: Calibration | None) ->
         tuple(block),
         effort(step),
         step.step.unit,
-        min(blocks, target.profile.indexes if target.profile else INDEXES),
+        indexes,
+        workers,
         sum(len(t.grid) for t in step.step.targets),
         uncompressed,
         stored,
@@ -406,19 +406,28 @@ def _network(step: PlannedStep) -> NetworkEstimate:
     )
 
 
-def _remarks(steps: tuple[StepEstimate, ...], target: Target) -> tuple[str, ...]:
+def _remarks(plan: Plan, steps: tuple[StepEstimate, ...], target: Target) -> tuple[str, ...]:
+    """Return where a profile does not fit."""
     if target.profile is None:
         return ()
     from ..engines.cluster.profile import amount
 
     found = []
     for step in steps:
-        given = amount(target.profile.of(step.step.partition("/")[0], step.kind).resources.memory)
+        name = step.step.partition("/")[0]
+        given = float(amount(target.profile.of(name, step.kind).resources.memory))
         if given < step.memory:
             found.append(
                 f"{step.step}: needs {human_bytes(step.memory)} of memory a pod, the profile gives "
-                f"{human_bytes(float(given))}; raise stages.{step.step.partition('/')[0]}.resources.memory, or pods "
-                "are killed and run again with more"
+                f"{human_bytes(given)}; raise stages.{name}.resources.memory, as a pod that uses more is killed"
+            )
+    for planned in plan.stages:
+        settled = planned.stage.settled if isinstance(planned.stage, NetworkStage) else None
+        gpus = target.profile.of(planned.name, planned.stage.kind).resources.gpu
+        if settled and gpus and settled.numerics.backend != "cuda":
+            found.append(
+                f"{planned.name}: the profile gives it a GPU, but it was planned with {settled.numerics.backend} and "
+                "will not use it; plan where there is a GPU, or give it none"
             )
     return tuple(found)
 

@@ -72,8 +72,7 @@ def _totals(plan: dict[str, Any]) -> list[str]:
             f"till the end: {_range(totals['elapsed'], human_time)} with {workers} of which none waits but for the end "
             "of a step",
         ]
-        if gpu:
-            lines.append(f"GPU hours: {_range(totals['gpu_hours'], _number)}")
+        lines.append(f"GPU hours: {_range(totals['gpu_hours'], _number)}" if gpu else "GPU hours: none")
         if totals["cost"]:
             lines.append(f"cost: {_range(totals['cost'], _number)}, at the prices given")
         lines.append(
