@@ -108,7 +108,6 @@ def prove(path: str, blocks: int | None) -> None:
     processor = time.process_time() - began
     found = compare(Run.open(run.url))
     low, likely, high = told["totals"]["processor"]
-    begun = sum(step["start"] for step in told["steps"])
     wall, bytes_ = found["totals"]["seconds"], found["totals"]["stored"]
     size, other = told["totals"]["stored"], before["totals"]["stored"]
     objects, beside = found["totals"]["objects"], found["totals"]["metadata and ledger"]
@@ -116,8 +115,7 @@ def prove(path: str, blocks: int | None) -> None:
         f"\n{path}: {len(calibration.places)} places, {calibration.voxels / 1e6:.3g} Mvoxel, {calibration.took:.1f} s"
     )
     print(
-        f"| processor s | {likely:.1f} ({low:.1f} to {high:.1f}) + {begun:.1f} of start | {processor:.1f} "
-        f"| {processor / (likely + begun):.2f} |\n"
+        f"| processor s | {likely:.1f} ({low:.1f} to {high:.1f}) | {processor:.1f} | {processor / likely:.2f} |\n"
         f"| wall s of the worker | {wall['estimate'][1]:.1f} ({wall['estimate'][0]:.1f} to {wall['estimate'][2]:.1f}) "
         f"| {wall['fact']:.1f} | {wall['ratio']:.2f} |\n"
         f"| stored, calibrated | {_sizes(size)} | {human_bytes(bytes_['fact'])} | {bytes_['ratio']:.2f} |\n"

@@ -149,7 +149,9 @@ def sample_shape(plan: Plan, shape: Vector) -> Vector:
     # along the axis with most tiles, so that there are faces between tiles
     counts = [-(-n // side) for n, side in zip(shape, sides, strict=True)]
     axis = counts.index(max(counts))
-    sides[axis] = max(sides[axis] + -(-sides[axis] // 4), _WITH_PYRAMID)
+    sides[axis] += -(-sides[axis] // 4)
+    if max(sides) < _WITH_PYRAMID:
+        sides[shape.index(max(shape))] = _WITH_PYRAMID
     for planned in plan.stages:
         stage = planned.stage
         if isinstance(stage, NetworkStage) and stage.settled is not None:
@@ -280,8 +282,9 @@ def _scaled(
             values = counts @ np.array([getattr(s, what) for s in samples], float) / over * total
             sums[what] = sums.get(what, 0) + values
             ranges[what] = _range(values)
-        rate = ranges["seconds"].likely / effort(step)
-        start = max(0.0, cold[name].seconds - rate * cold[name].effort) if name in cold else 0.0
+        # in processor seconds: another program at the wrong moment would count once a worker
+        rate = ranges["processor"].likely / effort(step)
+        start = max(0.0, cold[name].processor - rate * cold[name].effort) if name in cold else 0.0
         steps[step.name] = Timing(
             ranges["seconds"],
             ranges["processor"],

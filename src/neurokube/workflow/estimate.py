@@ -144,10 +144,16 @@ class Estimate:
     @property
     def seconds(self) -> Range | None:
         """Seconds of work, of all workers together, their starts included."""
-        if self.calibration is None:
-            return None
-        start = sum(s.start * s.workers for s in self.steps)
-        return self.calibration.seconds + exactly(start)
+        return self.calibration.seconds + exactly(self._start) if self.calibration else None
+
+    @property
+    def processor(self) -> Range | None:
+        """Seconds of a processor core, of all workers together, their starts included."""
+        return self.calibration.processor + exactly(self._start) if self.calibration else None
+
+    @property
+    def _start(self) -> float:
+        return sum(s.start * s.workers for s in self.steps)
 
     @property
     def elapsed(self) -> Range | None:
@@ -182,7 +188,7 @@ class Estimate:
             "stored": _listed(self.stored),
             "memory": max(s.memory for s in self.steps),
             "seconds": _listed(self.seconds),
-            "processor": _listed(self.calibration.processor if self.calibration else None),
+            "processor": _listed(self.processor),
             "elapsed": _listed(self.elapsed),
             "gpu_hours": _listed(self.gpu_hours),
             "cost": _listed(self.cost),
