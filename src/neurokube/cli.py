@@ -246,15 +246,52 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def plan(workflow: WorkflowFile, region: Region = None, as_json: AsJson = False) -> None:
-    """Show blocks and bytes of every step, before anything runs."""
-    from .workflow.status import describe_plan, print_plan
+def plan(
+    workflow: Annotated[str, typer.Argument(help="workflow file (YAML); with --compare a run too", show_default=False)],
+    region: Region = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="time a few places of the volume on this machine")] = (
+        False
+    ),
+    blocks: Annotated[int | None, typer.Option(min=1, help="--calibrate: places to time [default: up to 3]")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="show the estimate of a run beside what came of it")] = (
+        False
+    ),
+    workers: Workers = None,
+    profile: Annotated[str | None, typer.Option(help="for this cluster profile, with its prices")] = None,
+    profiles: Annotated[str | None, typer.Option(help="file of cluster profiles")] = None,
+    price_cpu: Annotated[float | None, typer.Option(min=0, help="--calibrate: price of an hour of a core")] = None,
+    price_gpu: Annotated[float | None, typer.Option(min=0, help="--calibrate: price of an hour of a GPU")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show what a run comes to, before anything runs: blocks, bytes, memory; with --calibrate time and cost."""
+    from .errors import UsageError
+    from .workflow.plan_text import print_comparison, print_plan
 
-    steps = describe_plan(_planned(workflow, region))
-    if as_json:
-        print(json.dumps(steps, indent=2))
-    else:
-        print_plan(steps)
+    if compare:
+        from .workflow.comparison import compare as compared
+
+        if calibrate or profile:
+            raise UsageError("--compare: shows what was planned before; leave --calibrate and --profile out")
+        found = compared(_run_of(workflow, region))
+        print(json.dumps(found, indent=2)) if as_json else print_comparison(found)
+        return
+    if not calibrate and (blocks is not None or price_cpu is not None or price_gpu is not None):
+        raise UsageError("--blocks, --price-cpu, --price-gpu: time and cost are only known with --calibrate; add it")
+    from .workflow.estimate import FILE, estimate
+
+    target = _target(workers, profile, profiles, price_cpu, price_gpu)
+    planned = _planned(workflow, region)
+    calibration = None
+    if calibrate:
+        from .workflow.calibration import calibrate as calibrated
+
+        one = 0 if workers == 0 else 1
+        calibration = calibrated(planned, lambda: _engine(one), places=blocks, quiet=quiet)
+    told = estimate(planned, target, calibration).as_dict()
+    print(json.dumps(told, indent=2)) if as_json else print_plan(told)
+    if calibrate:
+        planned.store.write_json(FILE, told, indent=2)
 
 
 @app.command()
@@ -290,7 +327,7 @@ def run(
     if dry_run and local:
         raise UsageError("--dry-run: give it with a cluster's --profile; 'neurokube plan' shows what a run comes to")
     chosen = _engine(_workers(workers)) if local else _cluster(profile or "local", profiles, engine)
-    kind = "local" if local else chosen.kind
+    kind = chosen.kind
     if detach and (dry_run or kind != "kubernetes"):
         raise UsageError("--detach: give it with a profile of Kubernetes, and without --dry-run")
     if kind == "kubernetes" and not dry_run:
@@ -673,6 +710,38 @@ def _planned(workflow: str, region: str | None, errand: Any = None) -> Any:
     for remark in planned.plan.remarks:
         print(f"note: {remark}", file=sys.stderr)
     return planned
+
+
+def _run_of(path: str, region: str | None) -> Any:
+    """Return the run at a URL, or that of a workflow file."""
+    from pathlib import Path
+
+    from .blocks import parse_region
+    from .workflow import Run, load_workflow
+    from .workflow.run import run_url
+
+    if "://" in path or Path(path).is_dir():
+        return Run.open(path)
+    return Run.open(run_url(load_workflow(path), parse_region(region) if region is not None else None))
+
+
+def _target(
+    workers: int | None, profile: str | None, profiles: str | None, price_cpu: float | None, price_gpu: float | None
+) -> Any:
+    from .workflow.estimate import Target
+
+    if profile is None and profiles is None:
+        return Target(max(1, _workers(workers)), None, price_cpu, price_gpu)
+    from .engines.cluster import load_profile
+
+    found = load_profile(profile or "local", profiles)
+    prices = found.prices
+    return Target(
+        found.parallelism,
+        found,
+        prices.cpu if price_cpu is None else price_cpu,
+        prices.gpu if price_gpu is None else price_gpu,
+    )
 
 
 def _voxels(text: str) -> tuple[int, int, int]:

@@ -24,7 +24,8 @@ from .stages.semantics import Semantics
 from .volumes import Volume, join, open_volume
 from .words import counted
 from .workflow import Run, execute, load_workflow
-from .workflow.status import cost, distinct, human_bytes
+from .workflow.quantities import human_bytes
+from .workflow.status import cost, distinct
 
 WORKFLOW = """\
 # The demo: synthetic neuropil, 64 sections of 512 x 512 pixels, 40 x 8 x 8 nm, to a segmentation.

@@ -1,9 +1,8 @@
 import pytest
 from rich.text import Text
-from tiny import planned, write_image
 
 from neurokube.workflow.history import print_history
-from neurokube.workflow.status import describe_plan, print_plan, print_status
+from neurokube.workflow.status import print_status
 
 NAMES = [f"synthesis/mitochondria_labels-of-a-long-name-pyramid-{n}" for n in (1, 2)]
 
@@ -14,12 +13,6 @@ def narrow(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("NO_COLOR", "1")
-
-
-def test_plan_shows_all_of_a_name(capsys):
-    print_plan([{"step": name, "blocks": 1, "block": [16, 256, 256], "bytes": 10} for name in NAMES])
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in NAMES)
 
 
 def test_status_shows_all_of_a_name(capsys):
@@ -36,12 +29,3 @@ def test_the_log_of_edits_shows_all_of_a_time_and_fits_a_terminal(capsys):
     lines = [Text.from_ansi(line).plain.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 2 and "2026-01-31 12:00:00" in lines[1]
     assert max(map(len, lines)) < 80
-
-
-def test_the_bytes_of_a_plan_are_those_of_the_volumes_that_a_step_fills(tmp_path):
-    write_image(tmp_path)
-    rows = {row["step"]: row["bytes"] for row in describe_plan(planned(tmp_path))}
-    voxels = 32 * 96 * 96
-    assert rows["segmentation/segmentation"] == 8 * voxels
-    assert rows["segmentation/pyramid-1"] == voxels
-    assert rows["graph/edges"] is None

@@ -76,6 +76,7 @@ def run_id(url: str) -> str:
 class Engine(ABC):
     """Runs batches somewhere.  Use it as a context; it is entered once a run."""
 
+    kind: str = "local"
     workers: int = 1
     overlaps: bool = False
     """Whether `execute` may be called for several steps at once, from threads: where it only waits."""

@@ -129,6 +129,10 @@ class Step:
     compute: Callable[[Block, "Data"], None]
     block: Vector | None = None
     """Voxels that a worker had better take at a time, where nobody says otherwise."""
+    effort: "Effort | None" = None
+    """What a block costs beside other blocks of the step; its voxels where None."""
+    unit: str = "voxels"
+    """What effort counts."""
 
     def objects(self, cells: Sequence[int]) -> list[tuple[Target, int]]:
         """Return what a block of these cells stores, as (target, cell of its grid), in a fixed order."""
@@ -137,6 +141,20 @@ class Step:
             for target in self.targets
             for cell in (cells if target.grid == self.grid else range(len(target.grid)))
         ]
+
+
+Effort = Callable[[int, int, int], float]
+"""What a block comes to along an axis (0, 1, 2), from its start to its stop; the product of all three is its effort."""
+
+
+def looked_at(grid: Grid, halo: Vector) -> Effort:
+    """Return the effort of a step that looks at each cell and at `halo` voxels (z, y, x) around it, in voxels."""
+
+    def effort(axis: int, start: int, stop: int) -> float:
+        n, c, h = grid.shape[axis], grid.cell[axis], halo[axis]
+        return sum(min(n, min(a + c, n) + h) - max(0, a - h) for a in range(start, stop, c))
+
+    return effort
 
 
 def over_cells(grid: Grid, compute: Callable[[int, Box, "Data"], None]) -> Callable[[Block, "Data"], None]:
@@ -288,6 +306,10 @@ class Stage(BaseModel):
         Raises:
             ConfigurationError: where it would not.
         """
+
+    def sample(self, shape: Vector, number: int) -> Self:
+        """Return the stage as it works on a sample of `shape` voxels, the `number`-th: with the same work a voxel."""
+        return self
 
     def remarks(self, sources: Mapping[str, Source]) -> list[str]:
         """Return what a user should know before the stage runs."""

@@ -17,7 +17,7 @@ from pydantic import Field
 from ..blocks import Box, Vector
 from ..errors import ConfigurationError
 from ..volumes.volume import Nanometres
-from .base import Data, Length, Source, Step, Target, TiledStage, over_cells, pyramid_steps
+from .base import Data, Length, Source, Step, Target, TiledStage, looked_at, over_cells, pyramid_steps
 
 
 class Boundaries(TiledStage):
@@ -65,7 +65,7 @@ class Boundaries(TiledStage):
 
         grid = output.grid()
         return [
-            Step("boundaries", grid, (Target(output),), over_cells(grid, compute)),
+            Step("boundaries", grid, (Target(output),), over_cells(grid, compute), effort=looked_at(grid, halo)),
             *pyramid_steps(output),
         ]
 

@@ -19,7 +19,19 @@ from pydantic import Field
 from ..blocks import Box, Grid, Vector
 from ..volumes import VolumeSpec
 from ..volumes.volume import Nanometres
-from .base import Data, Length, Source, Step, TableOutput, Target, TiledStage, over_cells, probabilities, same_grid
+from .base import (
+    Data,
+    Length,
+    Source,
+    Step,
+    TableOutput,
+    Target,
+    TiledStage,
+    looked_at,
+    over_cells,
+    probabilities,
+    same_grid,
+)
 from .basins import LEVELS, basins
 
 
@@ -65,7 +77,8 @@ class Fragments(TiledStage):
             ids += np.where(labels, np.uint64(first_id(grid, cell)), np.uint64(0))
             data.write("fragments", box, ids)
 
-        return [Step("fragments", grid, (Target(output), Target(sizes)), over_cells(grid, compute))]
+        targets = (Target(output), Target(sizes))
+        return [Step("fragments", grid, targets, over_cells(grid, compute), effort=looked_at(grid, halo))]
 
     def _flat(self, is_coarse: bool) -> bool:
         return is_coarse if self.sections == "auto" else self.sections == "one by one"

@@ -21,10 +21,23 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from ..blocks import Box, Grid
+from ..blocks import Box, Grid, Vector
 from ..errors import ConfigurationError, DataError
 from ..volumes import VolumeSpec
-from .base import SINGLE, Block, Data, Source, Stage, Step, TableOutput, Target, over_cells, probabilities, same_grid
+from .base import (
+    SINGLE,
+    Block,
+    Data,
+    Source,
+    Stage,
+    Step,
+    TableOutput,
+    Target,
+    looked_at,
+    over_cells,
+    probabilities,
+    same_grid,
+)
 from .filters import Filter, filter_halo, filtered
 from .fragments import first_id
 from .fusion import ChannelName
@@ -111,7 +124,13 @@ class Graph(Stage):
             data.put("totals", 0, counts[:, :2].sum(0))
 
         return [
-            Step("edges", grid, tuple(Target(t) for t in tables.values()), over_cells(grid, compute)),
+            Step(
+                "edges",
+                grid,
+                tuple(Target(t) for t in tables.values()),
+                over_cells(grid, compute),
+                effort=looked_at(grid, self._halo(spec)),
+            ),
             Step("totals", SINGLE, (Target(totals),), sum_up),
         ]
 
@@ -120,13 +139,15 @@ class Graph(Stage):
         """The names of the tables of statistics, that of the boundary map first."""
         return ["stats", *(f"stats-{name}" for name in self.channels), *(f"stats-{f.name}" for f in self.filters)]
 
+    def _halo(self, spec: VolumeSpec) -> Vector:
+        return filter_halo(self.filters, spec.voxel_size, flat=spec.is_coarse) if self.filters else (0, 0, 0)
+
     def _maps(self, box: Box, spec: VolumeSpec, data: Data) -> dict[str, NDArray[np.uint8]]:
         """Return what lies in a box of each channel, by the table of its statistics."""
         found = {"stats": data.volume("boundaries").read(box)}
         found |= {f"stats-{name}": data.volume(f"channels.{name}").read(box) for name in self.channels}
         if self.filters:
-            halo = filter_halo(self.filters, spec.voxel_size, flat=spec.is_coarse)
-            outer = box.grow(halo).clip(spec.box)
+            outer = box.grow(self._halo(spec)).clip(spec.box)
             image, inner = data.volume("image").read(outer), box.relative_to(outer.start)
             for each in self.filters:
                 found[f"stats-{each.name}"] = filtered(image, inner, spec.voxel_size, each, flat=spec.is_coarse)

@@ -53,7 +53,15 @@ class ImageStage(NetworkStage):
         image = sources["image"].spec
         output = self.output(self.kind, self.made(image), pyramid=True)
         pass_ = _Pass(self, image, output)
-        step = Step(self.kind, output.grid(), (Target(output),), pass_.compute, self._block(output, image))
+        step = Step(
+            self.kind,
+            output.grid(),
+            (Target(output),),
+            pass_.compute,
+            self._block(output, image),
+            effort=self._effort(image),
+            unit="windows",
+        )
         return [*self._statistics(), step, *pyramid_steps(output)]
 
     def remarks(self, sources: Mapping[str, Source]) -> list[str]:

@@ -32,12 +32,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 from pydantic import Field
 
-from ..blocks import Blocks, Box, Grid
+from ..blocks import Blocks, Box, Grid, Vector
 from ..errors import ConfigurationError
 from ..volumes.volume import Nanometres
 from .base import (
@@ -164,6 +164,10 @@ class Multicut(ForestStage):
             Step("last", SINGLE, (Target(solution), Target(summary)), levels.last),
             Step("segments", grid, (Target(tables["segments"]),), over_cells(grid, levels.segments)),
         ]
+
+    def sample(self, shape: Vector, number: int) -> Self:
+        """Return the stage with blocks so small that a sample has a level too."""
+        return self if self.levels == 0 else self.model_copy(update={"first_block": (1, 1, 1)})
 
     def _grids(self, tiles: Grid, voxel_size: Nanometres) -> list[Grid]:
         """Return the grid of tiles and those of the levels."""

@@ -31,6 +31,7 @@ from .base import (
     SINGLE,
     Block,
     Data,
+    Effort,
     Extent,
     Source,
     Stage,
@@ -305,6 +306,11 @@ class NetworkStage(TiledStage):
             for axis, (length, side) in enumerate(zip(self.made(image).shape, block, strict=True))
         ]
         return recomputation(self.grid(image).with_sections(self.card.factor), cuts)
+
+    def _effort(self, image: VolumeSpec) -> Effort:
+        """Return the effort of a block: the windows that it computes."""
+        made = self.grid(image).with_sections(self.card.factor)
+        return lambda axis, start, stop: len(made.along(axis, *self._span(image, axis, start, stop)))
 
     # grey values
 

@@ -49,6 +49,7 @@ from .base import (
     Target,
     TiledStage,
     VolumeOutput,
+    looked_at,
     over_cells,
     pyramid_steps,
 )
@@ -108,8 +109,9 @@ class Objects(TiledStage):
                 name, tiles.grid, tuple(Target(t) for t in targets), over_cells(tiles.grid, getattr(tiles, name))
             )
 
+        pieces = step("pieces", tables["runs"], tables["pieces"])
         return [
-            step("pieces", tables["runs"], tables["pieces"]),
+            replace(pieces, effort=looked_at(tiles.grid, tiles.halo)),
             step("links", tables["links"]),
             Step("numbers", SINGLE, (Target(tables["numbers"]),), tiles.numbers),
             step("objects", output),
@@ -146,7 +148,7 @@ class _Tiles:
     grid: Grid
 
     def __post_init__(self) -> None:
-        sides = [c + 2 * h + 2 for c, h in zip(self.grid.cell, self._halo, strict=True)]
+        sides = [c + 2 * h + 2 for c, h in zip(self.grid.cell, self.halo, strict=True)]
         if prod(sides) > _MOST:
             raise ConfigurationError(
                 f"reach: {self.stage.reach:g} nm around a tile of {self.grid.cell} voxels make {sides} voxels, which "
@@ -158,7 +160,8 @@ class _Tiles:
         return 0 if self.stage.core is None else round(self.stage.reach * _UNITS)
 
     @property
-    def _halo(self) -> Vector:
+    def halo(self) -> Vector:
+        """The voxels (z, y, x) around a tile that it looks at."""
         z, y, x = (self._reach // max(1, _cost((v,))) for v in self.spec.voxel_size)
         return z, y, x
 
@@ -169,7 +172,7 @@ class _Tiles:
     def pieces(self, cell: int, box: Box, data: Data) -> None:
         """Number the pieces that a tile sees."""
         seen = self._seen(box)
-        outer = seen.grow(self._halo).clip(self.spec.box)
+        outer = seen.grow(self.halo).clip(self.spec.box)
         values = data.volume("semantics").read(outer)
         labels = find_objects(
             values,

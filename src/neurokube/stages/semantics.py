@@ -54,7 +54,10 @@ class Semantics(NetworkStage):
         outputs = [self.output(name, spec, pyramid=True) for name in self.labels or self.card.labels]
         pass_ = _Pass(self, image, outputs)
         block = self._block(outputs[0], image)
-        step = Step("semantics", outputs[0].grid(), tuple(Target(o) for o in outputs), pass_.compute, block)
+        targets = tuple(Target(o) for o in outputs)
+        step = Step(
+            "semantics", outputs[0].grid(), targets, pass_.compute, block, effort=self._effort(image), unit="windows"
+        )
         return [*self._statistics(), step, *pyramid_steps(*outputs)]
 
     _too_far: ClassVar[str] = "too far apart to resample"

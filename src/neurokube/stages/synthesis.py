@@ -1,11 +1,11 @@
 """Synthesis as a stage: an image of synthetic neuropil and its truth, block by block."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, Field
 
-from ..blocks import Box
+from ..blocks import Box, Vector
 from ..synthesis import ARRAYS, BASIC, Array, Neuropil, dtype_of, synthesize
 from ..volumes import VolumeSpec
 from .base import (
@@ -56,6 +56,11 @@ class Synthesis(TiledStage):
         step = Step("synthesis", grid, tuple(Target(o) for o in outputs), over_cells(grid, compute))
         pyramids = [(o.name, s) for o in outputs for s in pyramid_steps(o)]
         return [step, *(Step(f"{name}-{s.name}", s.grid, s.targets, s.compute) for name, s in pyramids)]
+
+    def sample(self, shape: Vector, number: int) -> Self:
+        """Return the stage as it makes a sample of other tissue of the same kind."""
+        tissue = self.tissue.model_copy(update={"seed": (self.tissue.seed + number) % 2**31})
+        return self.model_copy(update={"shape": shape, "tissue": tissue})
 
     def _output(self, name: Array) -> VolumeOutput:
         dtype = dtype_of(name)

@@ -18,6 +18,7 @@ from ..progress import console, progress
 from ..words import counted, named
 from .corrections import Corrections
 from .edits import EditLog
+from .estimate import Target, keep
 from .plan import PlannedStage, PlannedStep
 from .run import Run
 from .worker import work
@@ -43,6 +44,7 @@ def execute(run: Run, engine: Engine, *, observer: Observer | None = None, quiet
         TryAgainError: where the folder is busy, full or read-only.
     """
     with run.lock():
+        keep(run, Target(engine.workers, getattr(engine, "profile", None) if engine.kind == "kubernetes" else None))
         return finish(run, engine, observer=observer, quiet=quiet)
 
 

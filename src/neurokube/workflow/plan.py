@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from ..blocks import Blocks, Box
 from ..errors import ConfigurationError, DataError, UsageError
 from ..stages import Data, Output, Source, Stage, Step, VolumeOutput
-from ..stages.base import Target, outputs_of
+from ..stages.base import outputs_of
 from ..volumes import Store, Volume, join, layout, open_volume
 from .spec import Workflow
 
@@ -248,12 +247,3 @@ def _stored(url: str) -> list[Any]:
         return [url, *keys]
     stats = ((key, (Path(url) / key).stat()) for key in keys)
     return [[key, s.st_size, s.st_mtime_ns] for key, s in stats]
-
-
-def target_bytes(target: Target) -> int | None:
-    """Return the bytes of a resolution of a volume before compression; None for a table or a file, as none knows."""
-    output = target.output
-    if not isinstance(output, VolumeOutput):
-        return None
-    voxels = prod(output.grid(target.level).shape)
-    return voxels * np.dtype(output.spec.dtype).itemsize * (output.spec.channels or 1)

@@ -43,20 +43,28 @@ class Run:
         self.store = Store(url)
 
     @classmethod
-    def planned(cls, workflow: Workflow, region: Box | None = None, *, errand: Errand | None = None) -> Self:
+    def planned(
+        cls,
+        workflow: Workflow,
+        region: Box | None = None,
+        *,
+        before: Mapping[str, Stage] | None = None,
+        errand: Errand | None = None,
+    ) -> Self:
         """Plan a run; writes nothing yet, unless stages are settled by an `errand` on the machines that will work.
+
+        `before` are stages whose findings are kept where they still fit [default: those of the run that is there].
 
         Raises:
             ConfigurationError: where the folder belongs to something else.
         """
-        name = workflow.name if region is None else f"{workflow.name}@{str(region).replace(',', '_').replace(':', '-')}"
-        url = join(workflow.workspace, name)
+        url = run_url(workflow, region)
         _check_folder(url)
         plan = make_plan(
             workflow,
             url,
             region=region,
-            before=_settled_before(url),
+            before=_settled_before(url) if before is None else before,
             edited=edited(Store(url)),
             settle=None if errand is None else _elsewhere(workflow, url, region, errand),
         )
@@ -199,6 +207,12 @@ class Run:
         return locked(self.url)
 
 
+def run_url(workflow: Workflow, region: Box | None = None) -> str:
+    """Return where the run of a workflow, or of a region of it, lies."""
+    name = workflow.name if region is None else f"{workflow.name}@{str(region).replace(',', '_').replace(':', '-')}"
+    return join(workflow.workspace, name)
+
+
 @contextmanager
 def locked(url: str) -> Iterator[None]:
     """Hold a folder against other processes on this machine; a killed one lets go by itself.
@@ -320,8 +334,8 @@ def _check_folder(url: str) -> None:
 
 
 def _may_come_first(path: Path) -> bool:
-    """Whether something may lie in a run's folder before the run: a lock, a cluster's word, edits of another run."""
-    return path.name.startswith(".") or path.suffix == ".edits"
+    """Whether something may lie in a run's folder before the run: a lock, a cluster's word, an estimate, edits."""
+    return path.name.startswith(".") or path.name == "plan.json" or path.suffix == ".edits"
 
 
 def _described_inputs(plan: Plan) -> dict[str, Any]:

@@ -13,46 +13,9 @@ from ..volumes import Store, Volume
 from ..words import counted, described
 from .driver import Summary
 from .ledger import Record
-from .plan import PlannedStep, target_bytes
+from .plan import PlannedStep
+from .quantities import human_bytes
 from .run import Run
-
-
-def describe_plan(run: Run) -> list[dict[str, Any]]:
-    """Return a row a step: blocks, voxels of a block, and bytes of volumes before compression, None of tables alone."""
-    rows = []
-    for name, step in run.plan.steps.items():
-        grid = step.step.grid
-        block = [min(c * n, s) for c, n, s in zip(grid.cell, step.blocks.cells, grid.shape, strict=True)]
-        rows.append(
-            {
-                "step": name,
-                "blocks": len(step.blocks),
-                "block": block if len(grid) > 1 else list(grid.shape),
-                "bytes": _step_bytes(step),
-            }
-        )
-    return rows
-
-
-def _step_bytes(step: PlannedStep) -> int | None:
-    known = [found for target in step.step.targets if (found := target_bytes(target)) is not None]
-    return sum(known) if known else None
-
-
-def print_plan(rows: list[dict[str, Any]]) -> None:
-    """Print the plan as a table."""
-    table = Table("step", "blocks", "block (z y x)", "before compression")
-    for row in rows:
-        table.add_row(row["step"], str(row["blocks"]), " x ".join(str(n) for n in row["block"]), _bytes(row["bytes"]))
-    total = sum(row["bytes"] or 0 for row in rows)
-    table.add_row("[bold]all", str(sum(row["blocks"] for row in rows)), "", human_bytes(total))
-    show(table)
-    if any(row["bytes"] is None for row in rows):
-        print("-: tables, mostly small, whose size depends on what is found")
-
-
-def _bytes(count: int | None) -> str:
-    return "-" if count is None else human_bytes(count)
 
 
 def read_status(run: Run) -> dict[str, Any]:
@@ -207,12 +170,3 @@ def print_summary(run: Run, summary: Summary) -> None:
     computed, found = sum(summary.computed.values()), sum(summary.found.values())
     print(f"{run.url}: done; {counted(computed, 'block')} computed, {found:,} found done")
     print(f"look at it with: neurokube view {shlex.quote(run.url)}")
-
-
-def human_bytes(count: float) -> str:
-    """Return a number of bytes for a person to read."""
-    units = ["B", "kB", "MB", "GB"]
-    while count >= 1000 and units:
-        count /= 1000
-        units.pop(0)
-    return f"{count:.3g} {units[0] if units else 'TB'}"

@@ -32,7 +32,7 @@ def work(run_url: str, step_name: str, batch: Batch, stop: Callable[[], bool] | 
         TryAgainError: where the store fails (disk full, read-only); what was recorded stays.
         ConfigurationError: where this worker's software is not what the run was planned with.
     """
-    run, step, data = _opened(run_url, step_name, _stamp(run_url))
+    run, step, data = opened(run_url, step_name)
     asked = _asked(stop)
     ledger = run.ledger(step)
     interval = RECORD_INTERVAL if "://" in run_url else LOCAL_RECORD_INTERVAL
@@ -87,6 +87,15 @@ def _one_block(run: Run, step: PlannedStep, data: Data, block: int, writer: Writ
 @lru_cache(maxsize=1)
 def _host() -> str:
     return socket.gethostname()
+
+
+def opened(run_url: str, step_name: str) -> tuple[Run, PlannedStep, Data]:
+    """Open a step of a run, once for all its batches, and check that this process may work on it.
+
+    Raises:
+        ConfigurationError: where this worker's software is not what the run was planned with.
+    """
+    return _opened(run_url, step_name, _stamp(run_url))
 
 
 @lru_cache(maxsize=4)

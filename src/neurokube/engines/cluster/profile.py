@@ -88,6 +88,13 @@ class Ceiling(_Model):
     storage: Quantity = "100Gi"
 
 
+class Prices(_Model):
+    """What an hour costs, in any currency, for `neurokube plan --calibrate`."""
+
+    cpu: float | None = Field(None, ge=0, description="of a core")
+    gpu: float | None = Field(None, ge=0, description="of a GPU")
+
+
 class Mount(_Model):
     """A volume that every pod sees: a claim, or a folder of the node."""
 
@@ -130,6 +137,7 @@ class Profile(_Model):
     group: PositiveInt = Field(1000, description="number of the group that pods run as")
     resources: Resources = Resources()
     ceiling: Ceiling = Ceiling()
+    prices: Prices = Prices()
     gpu_resource: str = Field("nvidia.com/gpu", description="what the cluster calls a GPU")
     indexes: PositiveInt = Field(512, description="indexes of a step's Job, at the most; an index is a batch of blocks")
     parallelism: PositiveInt = Field(512, description="pods at a time, at the most")
