@@ -231,7 +231,7 @@ class Stage(BaseModel):
     kind: ClassVar[str]
     version: ClassVar[int]
     roles: ClassVar[tuple[str, ...]] = ()
-    unkeyed: ClassVar[tuple[str, ...]] = ("block",)
+    unkeyed: ClassVar[tuple[str, ...]] = ("block", "store")
     """Fields that do not change what comes out."""
     found: ClassVar[tuple[str, ...]] = ()
     """Fields that planning fills, and nobody sets."""
@@ -241,6 +241,7 @@ class Stage(BaseModel):
     block: Extent | None = Field(
         None, description="voxels (z, y, x) that one worker takes at a time, rounded up to whole tiles"
     )
+    store: str | None = Field(None, description="one of the workflow's stores, for what the stage writes")
 
     def references(self) -> dict[str, str]:
         """Return what the stage reads: role -> `input`, `stage` or `stage.output`."""
