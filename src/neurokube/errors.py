@@ -66,11 +66,11 @@ def surroundings(error: BaseException, where: str) -> TryAgainError | None:
     Understands `OSError`, and the `ValueError` by which tensorstore reports an errno or what an object store says.
     """
     code = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, ValueError) and (fault := _store_fault(str(error))):
-        return TryAgainError(f"{where}: {fault}")
     if code is None and (match := re.search(r"os_error_code='(\d+)'", str(error))):
         code = int(match.group(1))
     remedy = _REMEDIES.get(code) if code is not None else None
+    if code is None and isinstance(error, ValueError):
+        remedy = _store_fault(str(error))
     return TryAgainError(f"{where}: {remedy}") if remedy else None
 
 

@@ -398,6 +398,7 @@ class Data:
                 self._found.setdefault(role, found)
                 self._found[f"{role}.{name}"] = found
         self._found |= {name: (output, own.urls[name], None) for name, output in own.outputs.items()}
+        self._own = own.outputs.keys()
         self._volumes: dict[str, Volume] = {}
         self._tables: dict[str, Store] = {}
         self._begun: dict[tuple[str, int], Callable[[], bytes | None]] = {}
@@ -412,7 +413,8 @@ class Data:
         """Return an open volume."""
         if name not in self._volumes:
             _, url, region = self._found[name]
-            volume = open_volume(url)
+            # what a stage reads was finished before it began
+            volume = open_volume(url, still=name not in self._own)
             self._volumes[name] = volume if region is None else volume.crop(region)
         return self._volumes[name]
 

@@ -12,6 +12,7 @@ import tensorstore as ts
 
 from ..errors import DataError, UsageError, surroundings
 
+_CACHE = 4 << 20
 _SCHEMES = ("file", "s3", "gs", "http", "https", "memory")
 
 
@@ -37,13 +38,24 @@ def context() -> ts.Context:
     """
     return ts.Context(
         {
-            "cache_pool": {"total_bytes_limit": 4 << 20},
+            "cache_pool": {"total_bytes_limit": _CACHE},
             "data_copy_concurrency": {"limit": 2},
             "file_io_concurrency": {"limit": 4},
             "file_io_locking": {"mode": "none"},
             "s3_request_retries": {"max_retries": 5, "initial_delay": "100ms", "max_delay": "2s"},
         }
     )
+
+
+@lru_cache(maxsize=1)
+def keeping() -> ts.Context:
+    """Return the context for volumes that nobody writes meanwhile: as `context`, with a cache of a size of its own.
+
+    It holds decoded chunks, NEUROKUBE_CACHE bytes of them, since neighbouring blocks read the same ones again.
+    """
+    spec = context().spec.to_json()
+    kept = int(os.environ.get("NEUROKUBE_CACHE", _CACHE))
+    return ts.Context({**spec, "cache_pool": {"total_bytes_limit": kept}})
 
 
 def kvstore_spec(url: str) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def work_share(run: str, step: str, share: Batch, pulse: Pulse | None = None) ->
 
 
 _REMEDY = (
-    "pods must reach it as the driver does: see 'volumes' in the profile, or for S3 'env' (the endpoint) and 'secrets' or "
-    "'service_account' (the keys)"
+    "pods must reach it as the driver does: see 'volumes' in the profile, or for S3 'env' (its endpoint) and 'secrets' "
+    "or 'service_account' (its keys)"
 )
 
 
