@@ -53,9 +53,8 @@ def keeping() -> ts.Context:
 
     It holds decoded chunks, NEUROKUBE_CACHE bytes of them, since neighbouring blocks read the same ones again.
     """
-    spec = context().spec.to_json()
     kept = int(os.environ.get("NEUROKUBE_CACHE", _CACHE))
-    return ts.Context({**spec, "cache_pool": {"total_bytes_limit": kept}})
+    return ts.Context({"cache_pool": {"total_bytes_limit": kept}}, parent=context())
 
 
 def kvstore_spec(url: str) -> dict[str, Any]:
