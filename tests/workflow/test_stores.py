@@ -263,3 +263,36 @@ def test_a_failed_block_is_noted_in_the_store_of_its_stage(tmp_path):
         run_here(apart(tmp_path))
     file = str(failure.value).partition("log in ")[2].partition(";")[0]
     assert file.startswith(str(tmp_path / "fast/run/boundaries/quarantine")) and json.loads(Path(file).read_text())
+
+
+def test_a_run_on_s3_is_that_of_a_folder_and_the_keys_are_nowhere(reference, tmp_path, capfd, command):
+    """In no object of the run, in nothing printed, in no Job."""
+    where = os.environ.get("NEUROKUBE_TEST_S3")
+    if not where:
+        pytest.skip("NEUROKUBE_TEST_S3=s3://BUCKET/FOLDER names no S3 store; give AWS_ENDPOINT_URL and keys as well")
+    secrets = [os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
+    write_image(tmp_path)
+    store = Store(f"{where}/{tmp_path.name}-{os.getpid()}")
+    changes = {"stages": stored(CHAIN), "stores": {"fast": f"{store.url}/fast", "cold": str(tmp_path / "cold")}}
+    workflow = write_workflow(tmp_path, **changes, workspace=f"{store.url}/runs")
+    (tmp_path / "cluster.yaml").write_text("profiles: {lab: {image: a, secrets: [s3-keys]}}")
+    try:
+        said = [command("run", workflow, "-w", "2")]
+        assert said[0][0] == 0
+        run = Run.open(f"{store.url}/runs/run")
+        assert results(run) == reference[1]
+        cluster = ("--engine", "kubernetes", "--profile", "lab", "--profiles", tmp_path / "cluster.yaml", "--dry-run")
+        said += [command("status", run.url), command("plan", workflow), command("run", workflow, *cluster)]
+        assert "s3-keys" in said[-1][1]
+        # what the store itself says of a bucket that is not there
+        said.append(command("status", "s3://not-a-bucket-of-ours/run"))
+        printed = [text for _, *texts in said for text in texts] + [str(p.read_bytes()) for p in files(tmp_path)]
+        kept = [str(store.read(key)) for key in store.keys()]
+        assert len(kept) > 50
+        assert not [text for text in kept + printed if any(secret in text for secret in secrets)]
+    finally:
+        store.delete_all()
+
+
+def files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
