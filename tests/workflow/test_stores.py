@@ -265,7 +265,7 @@ def test_a_failed_block_is_noted_in_the_store_of_its_stage(tmp_path):
     assert file.startswith(str(tmp_path / "fast/run/boundaries/quarantine")) and json.loads(Path(file).read_text())
 
 
-def test_a_run_on_s3_is_that_of_a_folder_and_the_keys_are_nowhere(reference, tmp_path, capfd, command):
+def test_a_run_on_s3_is_that_of_a_folder_and_the_keys_are_nowhere(reference, tmp_path, command):
     """In no object of the run, in nothing printed, in no Job."""
     where = os.environ.get("NEUROKUBE_TEST_S3")
     if not where:
@@ -287,7 +287,7 @@ def test_a_run_on_s3_is_that_of_a_folder_and_the_keys_are_nowhere(reference, tmp
         # what the store itself says of a bucket that is not there
         said.append(command("status", "s3://not-a-bucket-of-ours/run"))
         printed = [text for _, *texts in said for text in texts] + [str(p.read_bytes()) for p in files(tmp_path)]
-        kept = [str(store.read(key)) for key in store.keys()]
+        kept = [str(store.read(key)) for key in store.keys("")]
         assert len(kept) > 50
         assert not [text for text in kept + printed if any(secret in text for secret in secrets)]
     finally:
