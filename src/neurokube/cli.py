@@ -320,6 +320,7 @@ def run(
     from .workflow import execute
     from .workflow.exporter import exported
     from .workflow.status import print_summary
+    from .workflow.stores import places
 
     if engine not in (None, "local", *_CLUSTERS):
         raise UsageError(f"--engine {engine}: choose local, {', '.join(_CLUSTERS)}")
@@ -336,6 +337,7 @@ def run(
     else:
         planned = _planned(workflow, region)
     if dry_run:
+        chosen.places = places(planned.plan)
         for name, step in planned.plan.steps.items():
             print(f"---\n{chosen.manifest(planned.url, name, len(step.blocks))}", end="")
         return
@@ -707,7 +709,7 @@ def _planned(workflow: str, region: str | None, errand: Any = None) -> Any:
         raise type(error)(f"{workflow}: {error}") from None
     for name, chosen in planned.plan.chosen.items():
         print(f"{name}: {chosen}", file=sys.stderr)
-    for remark in planned.plan.remarks:
+    for remark in planned.remarks:
         print(f"note: {remark}", file=sys.stderr)
     return planned
 

@@ -69,7 +69,7 @@ def logs(
         opened.plan.step(step)
     api, why = _api(run)
     found = False
-    for whose, text in read_logs(api, run, list(opened.workflow.stages), step, lines):
+    for whose, text in read_logs(api, run, {s.name: s.url for s in opened.plan.stages}, step, lines):
         print(f"== {whose}\n{text.rstrip()}")
         found = True
     if not found:

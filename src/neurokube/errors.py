@@ -63,10 +63,27 @@ _REMEDIES = {
 def surroundings(error: BaseException, where: str) -> TryAgainError | None:
     """Return the error to show if `error` is the storage's fault and not the block's, else None.
 
-    Understands `OSError` and the `ValueError` by which tensorstore reports an errno.
+    Understands `OSError`, and the `ValueError` by which tensorstore reports an errno or what an object store says.
     """
     code = error.errno if isinstance(error, OSError) else None
     if code is None and (match := re.search(r"os_error_code='(\d+)'", str(error))):
         code = int(match.group(1))
     remedy = _REMEDIES.get(code) if code is not None else None
+    if code is None and isinstance(error, ValueError):
+        remedy = _store_fault(str(error))
     return TryAgainError(f"{where}: {remedy}") if remedy else None
+
+
+def _store_fault(message: str) -> str:
+    """Return what ails an object store, and the remedy, by what tensorstore says; "" where it is none."""
+    # what follows in brackets may be long, or tell what it should not
+    said = re.split(r" \[\w+='", message)[0]
+    if re.match(r"PERMISSION_DENIED|UNAUTHENTICATED", said):
+        return (
+            f"access denied ({said.rpartition(': ')[2]}): check the keys, or the rights of the account, for this store"
+        )
+    if "NoSuchBucket" in said:
+        return "there is no such bucket: create it, or correct the name"
+    if re.match(r"ABORTED: All \d+ retry|UNAVAILABLE|DEADLINE_EXCEEDED", said):
+        return f"the store does not answer ({said.rpartition(': ')[2]}): check its endpoint and the network, run again"
+    return ""

@@ -202,7 +202,7 @@ def test_what_befell_pods_and_what_failed_ones_said_is_kept(url):
         list(outcomes)
     told = Store(url).read_json("fragments/jobs/fragments.tally.json")
     assert told == {"memory": 1, "blocks": 1} | ({"disrupted": 1} if "disrupted" in told else {})
-    kept = list(logs(None, url, ["fragments"], STEP))
+    kept = list(logs(None, url, {"fragments": f"{url}/fragments"}, STEP))
     assert len(kept) == 2 and all("said" in text for _, text in kept)
     assert {whose.split(" of ")[0] for whose, _ in kept} == {f"{STEP}, index 1", f"{STEP}, index 2"}
 

@@ -12,7 +12,7 @@ from cluster import DONE, EVICTED, GONE, OOM, Cluster, Fate, Manifest
 
 from neurokube.engines import Observer
 from neurokube.workflow import work
-from neurokube.workflow.pod import batch_of
+from neurokube.workflow.pod import share_of
 
 
 class Seen(Cluster):
@@ -48,7 +48,7 @@ def computed(job: Manifest, index: int, attempt: int) -> Fate:
     """Do what a pod does."""
     _, _, run_url, step, *_ = job["spec"]["template"]["spec"]["containers"][0]["command"]
     os.environ["JOB_COMPLETION_INDEX"] = str(index)
-    report = work(run_url, step, batch_of(run_url, step, job["metadata"]["name"]), None)
+    report = work(run_url, step, share_of(run_url, step, job["metadata"]["name"])[1], None)
     return Fate(1, f'{{"failed": {list(report.failed)}}}') if report.failed else DONE
 
 

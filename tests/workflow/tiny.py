@@ -2,6 +2,7 @@
 
 import hashlib
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,7 @@ def results(run: Run) -> dict[str, str]:
                 found[f"{stage.name}/{name}"] = hashlib.sha256(cells.encode()).hexdigest()[:16]
                 continue
             if isinstance(output, FileOutput):
-                found[f"{stage.name}/{name}"] = hashlib.sha256(content(Path(run.url, stage.name, name))).hexdigest()[
-                    :16
-                ]
+                found[f"{stage.name}/{name}"] = hashlib.sha256(content(name, data.file(name))).hexdigest()[:16]
                 continue
             volume = data.volume(name)
             for level in range(len(volume.arrays)):
@@ -104,9 +103,9 @@ def results(run: Run) -> dict[str, str]:
     return found
 
 
-def content(file: Path) -> bytes:
+def content(name: str, file: bytes) -> bytes:
     """Return what a file says, whichever version wrote it."""
-    return repr(parquet.read_table(file).to_pydict()).encode() if file.suffix == ".parquet" else file.read_bytes()
+    return repr(parquet.read_table(BytesIO(file)).to_pydict()).encode() if name.endswith(".parquet") else file
 
 
 def records(run: Run) -> dict[tuple[str, str, int], dict[str, Any]]:

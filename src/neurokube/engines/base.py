@@ -2,9 +2,9 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isqrt
 from types import TracebackType
 from typing import Protocol, Self
@@ -58,6 +58,18 @@ class Outcome:
     lost: str = ""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a stage lies; and how many bytes, before compression, it reads and writes where, by path or URL.
+
+    `marks` are objects that are there before it begins: who does not find them is not where the driver is.
+    """
+
+    url: str
+    data: Mapping[str, int] = field(default_factory=dict)
+    marks: tuple[str, ...] = ()
+
+
 class Work(Protocol):
     """The worker function: `work(run, step, batch, stop)`."""
 
@@ -82,6 +94,8 @@ class Engine(ABC):
     """Whether `execute` may be called for several steps at once, from threads: where it only waits."""
     observer: Observer = Observer()
     """Is told what the engine sees."""
+    places: Mapping[str, Place] = {}
+    """Where stages lie, by name, as far as the driver has said so."""
 
     def batches(self, remaining: Sequence[int]) -> Iterator[Batch]:
         """Yield ranges that hold all the remaining blocks: ever smaller ones, so that workers end together.

@@ -31,15 +31,16 @@ from rich.markup import escape
 
 from ..errors import ConfigurationError, NeuroKubeError, Starved, TryAgainError
 from ..progress import console
-from ..volumes import Store
+from ..volumes import Store, join
 from ..words import counted
-from .base import Batch, Engine, Outcome, Report, Work, run_id
+from .base import Batch, Engine, Outcome, Place, Report, Work, run_id
 from .cluster import Api, Lease, Profile, RealApi, Refused, Request, Resources, job_manifest
 from .cluster.api import VERBS, Manifest
 from .cluster.census import Census
 from .cluster.control import disruptions, end_of, hopeless, last_of, pods_of, unschedulable
 from .cluster.errand import run_errand
-from .cluster.manifest import ADDRESS, PLANNING, RUN, STAGE, STEP
+from .cluster.manifest import ADDRESS, PLANNING, STAGE, STEP
+from .cluster.placement import RUN
 
 T = TypeVar("T")
 
@@ -233,10 +234,11 @@ class _StepJobs:
 
     def __init__(self, engine: Kubernetes, run_url: str, step: str) -> None:
         self.engine, self.api, self.run_url, self.step = engine, engine._api, run_url, step
-        self.stage, _, name = step.partition("/")
-        self.store = Store(run_url)
+        self.stage, _, self.name = step.partition("/")
+        self.place = engine.places.get(self.stage) or Place(join(run_url, self.stage))
+        self.store = Store(self.place.url)
         self.profile = engine.profile.of(self.stage)
-        self.labels = {RUN: run_id(run_url), STAGE: _label(self.stage), STEP: _label(name)}
+        self.labels = {RUN: run_id(run_url), STAGE: _label(self.stage), STEP: _label(self.name)}
         self.selector = ",".join(f"{k}={v}" for k, v in self.labels.items())
         self.census = Census(engine.observer, step, self.profile.gpu_resource)
 
@@ -244,7 +246,7 @@ class _StepJobs:
 
     @property
     def _memory(self) -> str:
-        return f"{self.step.replace('/', '/jobs/')}.resources.json"
+        return f"jobs/{self.name}.resources.json"
 
     def resources(self) -> Resources:
         """Return what pods get to begin with: what the profile says, or what an earlier run found that they need."""
@@ -331,7 +333,7 @@ class _StepJobs:
     def _tally(self, what: str, count: int) -> None:
         """Add to what befell the pods of this step, in all its Jobs."""
         if count:
-            key = f"{self.step.replace('/', '/jobs/')}.tally.json"
+            key = f"jobs/{self.name}.tally.json"
             told = self.store.read_json(key) or {}
             self.store.write_json(key, told | {what: told.get(what, 0) + count})
 
@@ -376,7 +378,7 @@ class _StepJobs:
         found = []
         for job in self.engine.ask(self.api.jobs, self.selector):
             name = job["metadata"]["name"]
-            told = self.store.read_json(f"{self.stage}/jobs/{name}.json")
+            told = self.store.read_json(f"jobs/{name}.json")
             going_on = not job["metadata"].get("deletionTimestamp") and end_of(job) is None
             if told is not None and going_on:
                 batches = tuple(Batch.parse(text) for text in told["batches"])
@@ -389,9 +391,10 @@ class _StepJobs:
         name = f"nk-{self.labels[RUN][:6]}-{_label(self.step)[:30].strip('-')}-{uuid4().hex[:6]}"
         manifest = self.manifest(name, len(current.batches), current.resources)
         told = {"step": self.step, "resources": current.resources.model_dump(), "deaths": current.deaths}
+        told["marks"] = self.place.marks
         if self.engine.lease is not None:
             self.engine.lease.check()
-        self.store.write_json(f"{self.stage}/jobs/{name}.json", {**told, "batches": [*map(str, current.batches)]})
+        self.store.write_json(f"jobs/{name}.json", {**told, "batches": [*map(str, current.batches)]})
         try:
             self.engine.ask(self.api.create_job, manifest)
         except Refused as refused:
@@ -406,7 +409,8 @@ class _StepJobs:
     def manifest(self, name: str, indexes: int, resources: Resources) -> Manifest:
         """Return a Job of this step."""
         annotations = {ADDRESS: self.run_url, STEP: self.step}
-        request = Request(name, self.run_url, self.step, self.labels, annotations, indexes, resources)
+        data = self.place.data or None
+        request = Request(name, self.run_url, self.step, self.labels, annotations, indexes, resources, data=data)
         return job_manifest(self.profile, request)
 
     def clean_up(self) -> None:
@@ -422,7 +426,7 @@ class _StepJobs:
         last = {index: pod for index, pod in last_of(pods).items() if pod.get("status", {}).get("phase") == "Failed"}
         for index in left[:_LOGS]:
             if index in last and (log := self.api.log(last[index]["metadata"]["name"], _LINES)):
-                self.store.write(f"{self.stage}/jobs/{name}.{index}.log", log.encode())
+                self.store.write(f"jobs/{name}.{index}.log", log.encode())
         if ended.get("reason") == "PodFailurePolicy":
             told = [_said(_worker(pod)) for pod in pods if _worker(pod).get("exitCode") in (64, 78)]
             raise ConfigurationError(f"{self.step}: {told[0] if told else ended.get('message', 'its Job failed')}")

@@ -249,7 +249,7 @@ class Stage(BaseModel):
     kind: ClassVar[str]
     version: ClassVar[int]
     roles: ClassVar[tuple[str, ...]] = ()
-    unkeyed: ClassVar[tuple[str, ...]] = ("block",)
+    unkeyed: ClassVar[tuple[str, ...]] = ("block", "store")
     """Fields that do not change what comes out."""
     found: ClassVar[tuple[str, ...]] = ()
     """Fields that planning fills, and nobody sets."""
@@ -259,6 +259,7 @@ class Stage(BaseModel):
     block: Extent | None = Field(
         None, description="voxels (z, y, x) that one worker takes at a time, rounded up to whole tiles"
     )
+    store: str | None = Field(None, description="one of the workflow's stores, for what the stage writes")
 
     def references(self) -> dict[str, str]:
         """Return what the stage reads: role -> `input`, `stage` or `stage.output`."""
@@ -419,6 +420,7 @@ class Data:
                 self._found.setdefault(role, found)
                 self._found[f"{role}.{name}"] = found
         self._found |= {name: (output, own.urls[name], None) for name, output in own.outputs.items()}
+        self._own = own.outputs.keys()
         self._volumes: dict[str, Volume] = {}
         self._tables: dict[str, Store] = {}
         self._begun: dict[tuple[str, int], Callable[[], bytes | None]] = {}
@@ -433,7 +435,8 @@ class Data:
         """Return an open volume."""
         if name not in self._volumes:
             _, url, region = self._found[name]
-            volume = open_volume(url)
+            # what a stage reads was finished before it began
+            volume = open_volume(url, still=name not in self._own)
             self._volumes[name] = volume if region is None else volume.crop(region)
         return self._volumes[name]
 

@@ -38,7 +38,7 @@ class ForestStage(Stage):
     """A stage to which a forest may tell the probability of a boundary of each edge."""
 
     found: ClassVar[tuple[str, ...]] = ("settled",)
-    unkeyed: ClassVar[tuple[str, ...]] = ("block", "forest")
+    unkeyed: ClassVar[tuple[str, ...]] = (*Stage.unkeyed, "forest")
 
     forest: str | None = Field(
         None,

@@ -53,7 +53,7 @@ class Fusion(TiledStage):
     kind: ClassVar[str] = "fusion"
     version: ClassVar[int] = 1
     found: ClassVar[tuple[str, ...]] = ("settled",)
-    unkeyed: ClassVar[tuple[str, ...]] = ("block", "channels", "weights", "bias", "fitted")
+    unkeyed: ClassVar[tuple[str, ...]] = (*Stage.unkeyed, "channels", "weights", "bias", "fitted")
 
     channels: dict[ChannelName, str] = Field(
         min_length=1, max_length=MOST_CHANNELS, description="what is fused, by name: an output of another stage each"

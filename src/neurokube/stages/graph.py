@@ -62,7 +62,7 @@ class Graph(Stage):
     kind: ClassVar[str] = "graph"
     version: ClassVar[int] = 2
     roles: ClassVar[tuple[str, ...]] = ("fragments", "boundaries", "image")
-    unkeyed: ClassVar[tuple[str, ...]] = ("block", "channels")
+    unkeyed: ClassVar[tuple[str, ...]] = (*Stage.unkeyed, "channels")
 
     fragments: str = Field("fragments", description="the fragments stage")
     boundaries: str = Field("boundaries", description="the boundary map to measure edges on, 0 to 255")

@@ -86,7 +86,7 @@ class NetworkStage(TiledStage):
 
     roles: ClassVar[tuple[str, ...]] = ("image", "mask")
     found: ClassVar[tuple[str, ...]] = ("settled",)
-    unkeyed: ClassVar[tuple[str, ...]] = ("block", "memory", "model")
+    unkeyed: ClassVar[tuple[str, ...]] = (*Stage.unkeyed, "memory", "model")
 
     image: str = Field("image", description="the image volume")
     mask: str | None = Field(None, description="a volume that is 0 where nothing is to be predicted")
@@ -151,7 +151,8 @@ class NetworkStage(TiledStage):
         return self.model_copy(update={"settled": self._tried(sources["image"].spec)})
 
     def _same(self, before: "NetworkStage") -> bool:
-        return self == before.model_copy(update={"settled": self.settled, "memory": self.memory, "block": self.block})
+        told = {name: getattr(self, name) for name in ("settled", "memory", *Stage.unkeyed)}
+        return self == before.model_copy(update=told)
 
     def _fits(self, settled: Settled) -> bool:
         return (settled.sha256, settled.card) == (self.bundle.card.sha256, _digest(self.card))

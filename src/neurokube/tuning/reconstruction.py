@@ -122,7 +122,7 @@ class Reconstructions:
         chosen |= {names.get(name, name): _reading(stages[name], names) for name in (*chain.shared, chain.multicut)}
         update = {"stages": chosen, "workspace": self._runs}
         try:
-            return Run.planned(self.workflow.model_copy(update=update), cutout.region)
+            return Run.planned(self.workflow.model_copy(update=update).in_one_place(), cutout.region)
         except (ConfigurationError, DataError) as error:
             raise type(error)(str(error).replace(f"-{mark}", "")) from None
 

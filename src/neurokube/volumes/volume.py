@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..blocks import Box, Vector
 from ..errors import DataError, surroundings
-from .store import Store, context, join, kvstore_spec
+from .store import Store, context, join, keeping, kvstore_spec
 
 Kind = Literal["image", "labels"]
 Nanometres = tuple[float, float, float]
@@ -216,8 +216,8 @@ def exists(url: str) -> bool:
     return Store(url).read("zarr.json") is not None
 
 
-def open_volume(url: str) -> Volume:
-    """Open an OME-NGFF 0.5 volume.
+def open_volume(url: str, *, still: bool = False) -> Volume:
+    """Open an OME-NGFF 0.5 volume; a `still` one is not written while it is open, and what was read of it is kept.
 
     Raises:
         DataError: where there is none, or its metadata says nothing that can be understood.
@@ -228,7 +228,7 @@ def open_volume(url: str) -> Volume:
     if group is None:
         raise DataError(f"{url}: no volume there (no zarr.json); make one with 'neurokube import SOURCE {url}'")
     found = _metadata(f"{url}/zarr.json", group)
-    arrays = tuple(_open_array(join(url, path), open=True) for path in found.paths)
+    arrays = tuple(_open_array(join(url, path), still=still, open=True) for path in found.paths)
     for path, array in zip(found.paths, arrays, strict=True):
         if array.rank != found.axes:
             raise DataError(
@@ -328,10 +328,13 @@ def _fitting(shard: Vector, chunk: Vector) -> Vector:
     return z, y, x
 
 
-def _open_array(url: str, **options: Any) -> Any:
+def _open_array(url: str, *, still: bool = False, **options: Any) -> Any:
     spec = {"driver": "zarr3", "kvstore": kvstore_spec(url), **options}
+    if still:
+        # else every chunk that is kept is asked after again and again
+        spec["recheck_cached_data"] = "open"
     try:
-        return ts.open(spec, context=context()).result()
+        return ts.open(spec, context=keeping() if still else context()).result()
     except ValueError as error:
         raise surroundings(error, url) or DataError(
             f"{url}: cannot open the array: {_brief(error)}; restore it, or remove the volume and make it anew"

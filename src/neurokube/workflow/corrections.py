@@ -24,7 +24,6 @@ from ..errors import TryAgainError
 from ..stages import Data, VolumeOutput
 from ..stages.division import divided
 from ..stages.graph import fragment_ids
-from ..volumes import Store, join
 from ..words import described
 from .edits import Edit, EditLog, checksum
 from .places import Places
@@ -61,7 +60,7 @@ class Corrections:
         self.log = log
         self.on = planned.reads["fragments"].partition(".")[0]
         self.grid: Grid = planned.own.table("fragment-segment").cells
-        self._store = Store(join(run.url, planned.name))
+        self._store = run.at(planned)
         self._bars = bars
 
     @cached_property

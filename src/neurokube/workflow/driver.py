@@ -21,6 +21,7 @@ from .edits import EditLog
 from .estimate import Target, keep
 from .plan import PlannedStage, PlannedStep
 from .run import Run
+from .stores import places
 from .worker import work
 
 
@@ -61,6 +62,7 @@ def finish(
     Of named stages it is taken for granted that no stored object was lost.
     """
     engine.observer = observer = observer or Observer()
+    engine.places = places(run.plan)
     with _draining(engine) as asked, engine, engine.hold(run.url):
         summary = Summary(dropped=run.prepare())
         for name in summary.dropped if stages is None else ():
@@ -219,7 +221,7 @@ def _failure(run: Run, step: PlannedStep) -> str:
     return (
         f"{step.name}: {len(notes)} of {len(step.blocks)} blocks failed (block {names}); "
         f"block {first['block']}, voxels {first['voxels']}: {error}; "
-        f"log in {run.url}/{step.quarantine}/{first['block']}.json; mend the cause and run again"
+        f"log in {step.planned.url}/{step.quarantine}/{first['block']}.json; mend the cause and run again"
     )
 
 

@@ -113,7 +113,7 @@ class _Tally:
                     counted[record.block] = True
                     self._sums.add(record, blocks.box(record.block).size)
             self._sums.done = self._ledger.count()
-            self._sums.failed = len(self._run.store.keys(f"{self._step.quarantine}/"))
+            self._sums.failed = len(self._run.at(self._step.planned).keys(f"{self._step.quarantine}/"))
             self.totals = replace(self._sums, buckets=list(self._sums.buckets))
 
 

@@ -40,12 +40,14 @@ def digest(value: Any) -> str:
 class PlannedStage:
     """A stage with its key, what it reads, and its steps.
 
-    `reads` are the keys of what it reads, by role; `edits` tells apart the corrections that people made of it, "" where
-    there are none.  They are no part of its own key, as they renew only a few of its blocks, but of its readers'.
+    `url` is where all that belongs to it lies; `reads` are the keys of what it reads, by role; `edits` tells apart the
+    corrections that people made of it, "" where there are none.  They are no part of its own key, as they renew only a
+    few of its blocks, but of its readers'.
     """
 
     name: str
     stage: Stage
+    url: str
     key: str
     sources: Mapping[str, Source]
     own: Source
@@ -73,13 +75,13 @@ class PlannedStep:
 
     @property
     def folder(self) -> str:
-        """The folder of the step's records, below the run."""
-        return f"{self.planned.name}/ledger/{self.planned.key}/{self.step.name}"
+        """The folder of the step's records, below the stage's."""
+        return f"ledger/{self.planned.key}/{self.step.name}"
 
     @property
     def quarantine(self) -> str:
-        """The folder of the step's failed blocks, below the run."""
-        return f"{self.planned.name}/quarantine/{self.planned.key}/{self.step.name}"
+        """The folder of the step's failed blocks, below the stage's."""
+        return f"quarantine/{self.planned.key}/{self.step.name}"
 
 
 @dataclass(frozen=True)
@@ -192,10 +194,11 @@ def make_plan(
                 "numerics": dict(numerics),
             }
         )
-        own = Source(name, stage.kind, outputs, {o: join(run_url, name, o) for o in outputs})
+        url = workflow.place(name, run_url)
+        own = Source(name, stage.kind, outputs, {o: join(url, o) for o in outputs})
         edits = edited(name, sources[inputs["fragments"].name][1]) if edited and stage.editable else ""
         sources[name] = (own, digest({"key": key, "edits": edits}) if edits else key)
-        planned.append(PlannedStage(name, stage, key, inputs, own, steps, reads, edits))
+        planned.append(PlannedStage(name, stage, url, key, inputs, own, steps, reads, edits))
     return Plan(tuple(planned), workflow)
 
 

@@ -11,6 +11,7 @@ from ..engines.base import Batch
 from ..errors import ConfigurationError, Drained, NeuroKubeError, Starved
 from ..volumes import Store
 from .pulse import Pulse, quota
+from .stores import place_of
 from .worker import work
 
 STARVES = "NEUROKUBE_STARVES"
@@ -50,25 +51,41 @@ def work_share(run: str, step: str, share: Batch, pulse: Pulse | None = None) ->
         raise NeuroKubeError(f"{step}: {len(report.failed)} blocks failed: {report.failed}; see the quarantine folder")
 
 
-def batch_of(run: str, step: str, job: str) -> Batch:
-    """Return the batch of the index that this pod is, by what the driver wrote for its Job.
+_REMEDY = (
+    "pods must reach it as the driver does: see 'volumes' in the profile, or for S3 'env' (its endpoint) and 'secrets' "
+    "or 'service_account' (its keys)"
+)
+
+
+def share_of(run: str, step: str, job: str) -> tuple[Store, Batch]:
+    """Return the stage's folder, and the batch of the index that this pod is, by what the driver wrote for its Job.
 
     Raises:
-        ConfigurationError: where this is no such pod, or the Job is of another run or step.
+        ConfigurationError: where the pod does not find what the driver sees, or this is no such pod.
     """
+    document = Store(run).read_json("run.json")
+    if document is None:
+        raise ConfigurationError(f"{run}: no run.json that this pod could find; {_REMEDY}")
+    store = Store(place_of(document, run, step.partition("/")[0]))
     index = os.environ.get("JOB_COMPLETION_INDEX", "")
-    told = Store(run).read_json(f"{step.partition('/')[0]}/jobs/{job}.json")
+    told = store.read_json(f"jobs/{job}.json")
+    if told is None and index:
+        raise ConfigurationError(f"{store.url}: nothing of Job '{job}' that this pod could find; {_REMEDY}")
     if told is None or told["step"] != step or not index.isdecimal() or int(index) >= len(told["batches"]):
         raise ConfigurationError(f"{run}: Job '{job}' has no index '{index}' of {step}; leave --job to pods")
-    return Batch.parse(told["batches"][int(index)])
+    for mark in told.get("marks", ()):
+        folder, _, key = mark.rpartition("/")
+        if Store(folder).read(key) is None:
+            raise ConfigurationError(f"{folder}: nothing that this pod could find, though {step} reads it; {_REMEDY}")
+    return store, Batch.parse(told["batches"][int(index)])
 
 
 def main(run: str, step: str, job: str) -> None:
     """Do what `neurokube work RUN STEP --job JOB` does, and exit as it would."""
     try:
         index = os.environ.get("JOB_COMPLETION_INDEX", "")
-        share = batch_of(run, step, job)
-        with Pulse(Store(run), f"{step.partition('/')[0]}/jobs/{job}/{index}.json") as pulse:
+        store, share = share_of(run, step, job)
+        with Pulse(store, f"jobs/{job}/{index}.json") as pulse:
             work_share(run, step, share, pulse)
     except NeuroKubeError as error:
         print(f"neurokube: {' '.join(str(error).splitlines())}", file=sys.stderr)

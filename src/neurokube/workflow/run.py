@@ -5,6 +5,7 @@
 <workspace>/<run>/<stage>/<output>/         volumes, tables and files
 <workspace>/<run>/<stage>/ledger/<key>/     records, see `ledger`
 <workspace>/<run>/<stage>/quarantine/<key>/<step>/<block>.json   error and log of a failed block
+<store>/<run>/<stage>/...                   all of this, of a stage that has a store of its own
 """
 
 import platform
@@ -24,6 +25,7 @@ from .edits import edited
 from .ledger import Ledger
 from .plan import Edited, Plan, PlannedStage, PlannedStep, Settle, make_plan, numerics_class
 from .spec import Workflow, parse_workflow
+from .stores import check_places, check_writable, elsewhere
 
 Errand = Callable[[str, str, Any], Any]
 """Has a stage settled elsewhere: takes the run's URL, the stage, and a task for `settle`; returns its answer."""
@@ -41,6 +43,9 @@ class Run:
         self.plan = plan
         self.document = document
         self.store = Store(url)
+        self.remarks = plan.remarks
+        """What a user should know before it runs."""
+        self._stores: dict[str, Store] = {}
 
     @classmethod
     def planned(
@@ -59,14 +64,14 @@ class Run:
             ConfigurationError: where the folder belongs to something else.
         """
         url = run_url(workflow, region)
-        _check_folder(url)
+        last = _check_folder(url)
         plan = make_plan(
             workflow,
             url,
             region=region,
-            before=_settled_before(url) if before is None else before,
+            before=_settled_before(last) if before is None else before,
             edited=edited(Store(url)),
-            settle=None if errand is None else _elsewhere(workflow, url, region, errand),
+            settle=None if errand is None else _by_errand(workflow, url, region, errand),
         )
         document = {
             "format": FORMAT,
@@ -77,12 +82,15 @@ class Run:
             "region": str(region) if region else None,
             "numerics": numerics_class(),
             **_keys(plan),
+            "places": elsewhere(plan, url),
             "inputs": _described_inputs(plan),
             "settled": {planned.name: planned.stage.model_dump(mode="json") for planned in plan.stages},
             "steps": {name: {"blocks": len(s.blocks), "cells": str(s.blocks)} for name, s in plan.steps.items()},
             "workflow": workflow.model_dump(mode="json"),
         }
-        return cls(url, workflow, plan, document)
+        run = cls(url, workflow, plan, document)
+        run.remarks += check_places(url, plan, last)
+        return run
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -123,13 +131,19 @@ class Run:
                 f"{self.url}: since it was planned, the code or an input of {', '.join(changed)} changed; run again"
             )
 
+    def at(self, planned: PlannedStage) -> Store:
+        """Return the folder of a stage."""
+        if planned.name not in self._stores:
+            self._stores[planned.name] = Store(planned.url)
+        return self._stores[planned.name]
+
     def ledger(self, step: PlannedStep) -> Ledger:
         """Return the records of a step."""
-        return Ledger(self.store, step.folder, step.blocks)
+        return Ledger(self.at(step.planned), step.folder, step.blocks)
 
     def quarantine(self, step: PlannedStep, block: int, error: str, log: str, attempts: int) -> None:
         """Note a block that was given up, with its error."""
-        self.store.write_json(
+        self.at(step.planned).write_json(
             f"{step.quarantine}/{block}.json",
             {
                 "step": step.name,
@@ -146,26 +160,32 @@ class Run:
 
     def release(self, step: PlannedStep, block: int) -> None:
         """Take a block out of quarantine; it need not be there."""
-        key = f"{step.quarantine}/{block}.json"
-        if self.store.read(key) is not None:
-            self.store.delete(key)
+        store, key = self.at(step.planned), f"{step.quarantine}/{block}.json"
+        if store.read(key) is not None:
+            store.delete(key)
 
     def quarantined(self, step: PlannedStep) -> list[dict[str, Any]]:
         """Return the notes of the blocks of a step that were given up."""
-        keys = self.store.keys(f"{step.quarantine}/")
-        return [note for key in keys if (note := self.store.read_json(key)) is not None]
+        store = self.at(step.planned)
+        keys = store.keys(f"{step.quarantine}/")
+        return [note for key in keys if (note := store.read_json(key)) is not None]
 
     def prepare(self) -> list[str]:
         """Make the folder ready: drop what older settings left, create the outputs; return what was dropped.
 
         Only the driver does so, holding the lock.
+
+        Raises:
+            TryAgainError: where a store cannot be written; nothing has been dropped.
         """
+        for url in {planned.url.rpartition("/")[0] for planned in self.plan.stages}:
+            check_writable(url)
         dropped = [planned.name for planned in self.plan.stages if self._prepare_stage(planned)]
         self.store.write_json("run.json", self.document, indent=2)
         return dropped
 
     def _prepare_stage(self, planned: PlannedStage) -> bool:
-        store = Store(join(self.url, planned.name))
+        store = self.at(planned)
         mark = store.read_json("stage.json")
         stale = mark is not None and mark.get("key") != planned.key
         if stale or mark is None:
@@ -182,7 +202,7 @@ class Run:
                     attributes={"key": planned.key},
                 )
         if mark is None or stale:
-            store.write_json("stage.json", {"key": planned.key, "kind": planned.stage.kind})
+            store.write_json("stage.json", {"key": planned.key, "kind": planned.stage.kind, "run": self.url})
         return stale
 
     def forget_lost(self, step: PlannedStep) -> int:
@@ -191,12 +211,13 @@ class Run:
         An object that its record calls empty is rightly absent; any other must be there.
         """
         ledger = self.ledger(step)
-        stored = {t.prefix: set(self.store.keys(f"{step.planned.name}/{t.prefix}")) for t in step.step.targets}
+        store = self.at(step.planned)
+        stored = {t.prefix: set(store.keys(t.prefix)) for t in step.step.targets}
         lost = []
         for blocks, record in ledger.records():
             members = blocks.members(record.block)
             for (target, cell), checksum in zip(step.step.objects(members), record.checksums, strict=True):
-                if checksum is not None and f"{step.planned.name}/{target.key(cell)}" not in stored[target.prefix]:
+                if checksum is not None and target.key(cell) not in stored[target.prefix]:
                     lost.append(cell if target.grid == step.step.grid else members[0])
         if lost:
             ledger.forget(lost)
@@ -248,7 +269,7 @@ def locked(url: str) -> Iterator[None]:
         yield
 
 
-def _elsewhere(workflow: Workflow, url: str, region: Box | None, errand: Errand) -> Settle:
+def _by_errand(workflow: Workflow, url: str, region: Box | None, errand: Errand) -> Settle:
     def settle(name: str, stage: Stage, inputs: Mapping[str, Source], so_far: Mapping[str, Stage]) -> Stage:
         task = {
             "workflow": workflow.upto(name).model_dump(mode="json"),
@@ -316,21 +337,22 @@ def _settled(document: Any) -> dict[str, Stage]:
     return {name: STAGES[stages[name]["stage"]].model_validate(s) for name, s in document["settled"].items()}
 
 
-def _settled_before(url: str) -> dict[str, Stage]:
+def _settled_before(document: Any) -> dict[str, Stage]:
     """Return the settled stages of the run that is there, if any can be understood."""
-    document = Store(url).read_json("run.json")
     try:
         return _settled(document) if document else {}
     except (KeyError, TypeError, ValueError):
         return {}
 
 
-def _check_folder(url: str) -> None:
+def _check_folder(url: str) -> Any:
+    """Check that a folder is a run's, or free for one; return what it has as run.json, None where there is none."""
     document = Store(url).read_json("run.json")
     if document is not None:
         _check_format(url, document)
     elif "://" not in url and Path(url).is_dir() and not all(map(_may_come_first, Path(url).iterdir())):
         raise ConfigurationError(f"{url}: a folder that is no run; choose another name or workspace, or empty it")
+    return document
 
 
 def _may_come_first(path: Path) -> bool:

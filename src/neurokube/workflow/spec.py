@@ -22,7 +22,7 @@ from pydantic import WrapValidator as Wrap
 from ..errors import ConfigurationError
 from ..stages import STAGES, Stage
 from ..stages.base import Extent
-from ..volumes.store import placed
+from ..volumes.store import join, placed
 
 _A_MAPPING = "must be a mapping, lines of 'name: value'"
 
@@ -75,9 +75,24 @@ class Workflow(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run's folder")
     workspace: str = Field("runs", description="folder or URL that holds runs; relative to the workflow file")
     inputs: dict[Name, InputVolume] = Field(default_factory=dict)
+    stores: dict[Name, str] = Field(
+        default_factory=dict, description="further folders or URLs by name, for stages that are not to lie in the run"
+    )
     stages: dict[Name, AnyStage] = Field(min_length=1)
     block: Extent | None = Field(None, description="voxels (z, y, x) a worker takes at a time, for every stage")
     failures: Failures = Field(default_factory=Failures)
+
+    def place(self, stage: str, run_url: str) -> str:
+        """Return where all that belongs to a stage of a run lies: below the run, or its name in the stage's store."""
+        store = self.stages[stage].store
+        return join(
+            run_url if store is None else join(self.stores[store], run_url.rstrip("/").rpartition("/")[2]), stage
+        )
+
+    def in_one_place(self) -> Self:
+        """Return the workflow all of whose stages lie in the run."""
+        stages = {name: stage.model_copy(update={"store": None}) for name, stage in self.stages.items()}
+        return self.model_copy(update={"stores": {}, "stages": stages})
 
     def order(self) -> list[str]:
         """Return the stages' names so that each comes after what it reads.
@@ -179,6 +194,7 @@ def parse_workflow(document: Any, *, where: str = "workflow", folder: Path | Non
     except ValidationError as error:
         raise ConfigurationError(f"{where}: {_describe(error.errors(), document)}") from None
     try:
+        _check_stores(workflow)
         workflow.order()
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}: {error}") from None
@@ -186,8 +202,23 @@ def parse_workflow(document: Any, *, where: str = "workflow", folder: Path | Non
         return workflow
     inputs = {name: InputVolume(path=placed(volume.path, folder)) for name, volume in workflow.inputs.items()}
     stages = {name: stage.placed(folder) for name, stage in workflow.stages.items()}
+    stores = {name: placed(store, folder) for name, store in workflow.stores.items()}
     workspace = placed(workflow.workspace, folder)
-    return workflow.model_copy(update={"inputs": inputs, "stages": stages, "workspace": workspace})
+    update = {"inputs": inputs, "stores": stores, "stages": stages, "workspace": workspace}
+    return workflow.model_copy(update=update)
+
+
+def _check_stores(workflow: Workflow) -> None:
+    """Check that stages name stores that are there, and that no store is given twice."""
+    for name, stage in workflow.stages.items():
+        if stage.store is not None and stage.store not in workflow.stores:
+            remedy = suggestion(stage.store, workflow.stores) if workflow.stores else "; add it below 'stores'"
+            raise ConfigurationError(f"stages.{name}.store: there is no store '{stage.store}'{remedy}")
+    known: dict[str, str] = {}
+    for name, store in workflow.stores.items():
+        place = store.rstrip("/") if "://" in store else str(Path(store).expanduser().resolve())
+        if (other := known.setdefault(place, name)) != name:
+            raise ConfigurationError(f"stores.{name}: is the same place as stores.{other}, {store}; name it once")
 
 
 def _describe(mistakes: list[Any], document: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ def read_status(run: Run) -> dict[str, Any]:
     for name, step in run.plan.steps.items():
         records = distinct(run, step)
         steps[name] = {"done": run.ledger(step).count(), "blocks": len(step.blocks), **cost(records)}
-        if (mishaps := run.store.read_json(f"{step.planned.name}/jobs/{step.step.name}.tally.json")) is not None:
+        if (mishaps := run.at(step.planned).read_json(f"jobs/{step.step.name}.tally.json")) is not None:
             steps[name]["mishaps"] = mishaps
         quarantined += [{k: note[k] for k in ("step", "block", "voxels", "error")} for note in run.quarantined(step)]
     done = sum(step["done"] for step in steps.values())
@@ -51,9 +51,14 @@ def check_finished(volume: Volume, region: Box | None = None) -> str:
     place = volume.url if "://" in volume.url else str(Path(volume.url).expanduser().resolve())
     # a run leaves a key in what it writes; elsewhere there is nothing to look for, and perhaps no leave to look
     parts = place.rstrip("/").rsplit("/", 2)
-    if "key" not in volume.attributes or len(parts) < 3 or Store(parts[0]).read("run.json") is None:
+    if "key" not in volume.attributes or len(parts) < 3:
         return ""
     folder, stage, output = parts
+    if Store(folder).read("run.json") is None:
+        # a stage with a store of its own names its run
+        folder = str((Store(folder).read_json(f"{stage}/stage.json") or {}).get("run", ""))
+        if not folder or Store(folder).read("run.json") is None:
+            return ""
     try:
         run = Run.open(folder)
     except (ConfigurationError, DataError) as error:

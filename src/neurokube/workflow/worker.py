@@ -35,7 +35,7 @@ def work(run_url: str, step_name: str, batch: Batch, stop: Callable[[], bool] | 
     run, step, data = opened(run_url, step_name)
     asked = _asked(stop)
     ledger = run.ledger(step)
-    interval = RECORD_INTERVAL if "://" in run_url else LOCAL_RECORD_INTERVAL
+    interval = RECORD_INTERVAL if "://" in step.planned.url else LOCAL_RECORD_INTERVAL
     writer = ledger.writer(batch, interval)
     done, failed, drained = 0, [], False
     try:
@@ -63,7 +63,7 @@ def _one_block(run: Run, step: PlannedStep, data: Data, block: int, writer: Writ
         except TryAgainError:
             raise
         except Exception as error:
-            if fault := surroundings(error, run.url):
+            if fault := surroundings(error, step.planned.url):
                 raise fault from None
             if attempt == attempts:
                 run.quarantine(step, block, str(error) or repr(error), traceback.format_exc(), attempts)

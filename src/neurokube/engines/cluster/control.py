@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -11,7 +11,8 @@ from ...errors import ConfigurationError, TryAgainError
 from ...volumes import Store
 from ..base import run_id
 from .api import Api, Manifest, Refused
-from .manifest import COMPONENT, RUN, STEP, driver_manifest
+from .manifest import COMPONENT, STEP, driver_manifest
+from .placement import RUN
 from .profile import Profile
 
 _PATIENCE, _INTERVAL = 60.0, 1.0
@@ -121,11 +122,11 @@ def overview(api: Api, run_url: str) -> Overview:
 
 
 def logs(
-    api: Api | None, run_url: str, stages: Iterable[str], step: str = "", lines: int = 100
+    api: Api | None, run_url: str, stages: Mapping[str, str], step: str = "", lines: int = 100
 ) -> Iterator[tuple[str, str]]:
     """Yield what drivers and pods printed, (whose, text): those there are, then those of failed indexes that were kept.
 
-    With a `step` only what belongs to it.
+    `stages` says where each stage lies.  With a `step` only what belongs to it.
     """
     if api is not None:
         for job in api.jobs(f"{RUN}={run_id(run_url)}"):
@@ -133,13 +134,13 @@ def logs(
                 for pod in api.pods(pods_of(_name(job))):
                     if text := api.log(pod["metadata"]["name"], lines):
                         yield f"pod {pod['metadata']['name']}", text
-    store = Store(run_url)
     for stage in stages if not step else [step.partition("/")[0]]:
-        for key in store.keys(f"{stage}/jobs/"):
-            name, _, index = key.removeprefix(f"{stage}/jobs/").removesuffix(".log").partition(".")
+        store = Store(stages[stage])
+        for key in store.keys("jobs/"):
+            name, _, index = key.removeprefix("jobs/").removesuffix(".log").partition(".")
             if not key.endswith(".log"):
                 continue
-            told: Manifest = store.read_json(f"{stage}/jobs/{name}.json") or {}
+            told: Manifest = store.read_json(f"jobs/{name}.json") or {}
             if not step or told.get("step") == step:
                 text = (store.read(key) or b"").decode(errors="replace")
                 yield f"{told.get('step', stage)}, index {index} of Job {name}", "\n".join(text.splitlines()[-lines:])

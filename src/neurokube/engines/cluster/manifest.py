@@ -10,10 +10,11 @@ import yaml
 
 from ...errors import ConfigurationError
 from ..base import run_id
+from .placement import RUN, affinity, cache, needed
 from .profile import Profile, Resources
 
 MANAGED, COMPONENT = "app.kubernetes.io/managed-by", "app.kubernetes.io/component"
-RUN, STAGE, STEP = (f"neurokube.io/{name}" for name in ("run", "stage", "step"))
+STAGE, STEP = (f"neurokube.io/{name}" for name in ("stage", "step"))
 """Labels of Jobs and pods: `RUN` is a digest of the run's address, which an annotation has whole."""
 
 ADDRESS = "neurokube.io/run-url"
@@ -36,6 +37,8 @@ class Request:
     retries: int = 2
     command: tuple[str, ...] = ()
     """What pods run, in place of working through their share of the step."""
+    data: Mapping[str, int] | None = None
+    """How many bytes pods read and write where, by path or URL; None where nobody knows."""
 
 
 def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
@@ -52,8 +55,9 @@ def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
             annotations["kueue.x-k8s.io/job-min-parallelism"] = str(profile.queue_least)
         if profile.queue_elastic:
             annotations["kueue.x-k8s.io/elastic-job"] = "true"
+    mounted = profile.model_copy(update={"volumes": needed(profile.volumes, request.data)})
     where, text = _rendered(
-        profile,
+        mounted,
         "job.yaml.j2",
         name=request.name,
         labels=labels,
@@ -62,7 +66,8 @@ def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
         parallelism=min(profile.parallelism, request.indexes),
         retries=request.retries,
         command=request.command or ["neurokube", "work", request.run_url, request.step, "--job", request.name],
-        env=_environment(profile, *_starving(profile, request.resources)),
+        env=_environment(profile, *_starving(profile, request.resources), *cache(profile, request.resources)),
+        affinity=affinity(mounted, request.labels, request.data),
         resources=_resources(profile, request.resources),
     )
     document: dict[str, Any] = _parsed(where, text)
@@ -84,6 +89,7 @@ def driver_manifest(profile: Profile, name: str, run_url: str) -> dict[str, Any]
             annotations={**profile.annotations, ADDRESS: run_url},
             command=["neurokube", "resume", run_url],
             env=env,
+            affinity=affinity(profile.model_copy(update={"near": {}}), labels, None),
             resources=_resources(profile, profile.driver_resources),
         )
     )

@@ -104,6 +104,9 @@ class Mount(_Model):
         None, description="a folder of every node; not admitted where `restricted` is enforced"
     )
     read_only: bool = False
+    shared: bool = Field(
+        True, description="false where one node at a time can have it (ReadWriteOnce, as Ceph's RBD): see docs"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -151,6 +154,11 @@ class Profile(_Model):
     scratch: Quantity | None = Field(None, description="size of the scratch folder /scratch")
     scratch_medium: str = Field("", description="'' for the node's disk, Memory for its memory")
     node_selector: dict[str, str] = {}
+    near: dict[str, dict[str, str]] = Field(
+        {}, description="labels of the nodes that are near a store, by the path or URL that it begins with"
+    )
+    near_required: bool = Field(False, description="pods run near one of their stores, or not at all")
+    cache: Quantity | None = Field(None, description="memory of a pod for what it reads again [default: 1/16 of it]")
     tolerations: tuple[dict[str, Any], ...] = ()
     priority_class: str | None = None
     labels: dict[str, str] = {}
