@@ -36,6 +36,10 @@ class Request:
     retries: int = 2
     command: tuple[str, ...] = ()
     """What pods run, in place of working through their share of the step."""
+    env: tuple[tuple[str, str], ...] = ()
+    """What they see in their environment besides; the profile has the last word."""
+    shared_memory: bool = False
+    """Whether their processes exchange much by /dev/shm, of which there are else 64 MiB; it counts as memory."""
 
 
 def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
@@ -62,8 +66,9 @@ def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
         parallelism=min(profile.parallelism, request.indexes),
         retries=request.retries,
         command=request.command or ["neurokube", "work", request.run_url, request.step, "--job", request.name],
-        env=_environment(profile, *_starving(profile, request.resources)),
+        env=_environment(profile, *request.env, *_starving(profile, request.resources)),
         resources=_resources(profile, request.resources),
+        shared_memory=request.shared_memory,
     )
     document: dict[str, Any] = _parsed(where, text)
     _check(where, document, request)
