@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -131,7 +131,7 @@ def _begin(api: Api, cluster: Cluster, request: Request, folder: Path, *, overwr
             api.delete_job(name)
             wait_for_pods(api, cluster, name)
         else:
-            return Request(**{**vars(request), "name": name})
+            return replace(request, name=name)
     if overwrite and (folder / MARK).exists():
         shutil.rmtree(folder)
     create(api, cluster.profile, request)
@@ -154,9 +154,7 @@ def _started(api: Api, cluster: Cluster, request: Request) -> None:
         print(f"note: its pod waits: {why}", file=sys.stderr)
 
 
-def _watch(
-    api: Api, cluster: Cluster, request: Request, stop: Callable[[], bool], told: Callable[[str], None]
-) -> None:
+def _watch(api: Api, cluster: Cluster, request: Request, stop: Callable[[], bool], told: Callable[[str], None]) -> None:
     read = reader(api, told)
     try:
         end, pods = follow(api, request, read, clock=cluster.clock, sleep=cluster.sleep, stop=stop)
@@ -257,4 +255,3 @@ def reachable_model(model: str | None, profile: Profile, name: str) -> str | Non
     path = os.path.abspath(folder)  # noqa: PTH100
     check_reach(profile, {name: path})
     return path
-

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 from ..errors import ConfigurationError, DataError, TryAgainError, UsageError, surroundings
 from ..networks import Bundle, load_bundle
 from ..workflow.run import locked
-from .config import AnyTraining, Translation
+from .config import AnyTraining, Settings, Translation
 
 MARK = "training.json"
 
@@ -88,7 +89,7 @@ def _changed(found: dict[str, Any], identity: dict[str, Any]) -> str:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(settings: Settings) -> Iterator[None]:
     """Hold the folder of a training against others that would go on with it, as long as the store knows of them.
 
     A pod may be started while the one before it is still ending, or its node is lost: it waits.
@@ -96,6 +97,11 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         TryAgainError: where another process has it for long.
     """
+    folder = Path(settings.workspace) / settings.name
+    if int(os.environ.get("LOCAL_RANK", "0")):
+        # the first of several devices has it
+        yield
+        return
     began = time.monotonic()
     with ExitStack() as held:
         while True:

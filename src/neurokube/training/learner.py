@@ -197,7 +197,7 @@ def mean_normalization(normal: Sequence[Normalization]) -> Normalization:
 
 
 def _deaf(number: int) -> None:
-    """Let a process that prepares windows work on at Ctrl-C, which reaches it too, until the training is done with it."""
+    """Let a process that prepares windows work on at Ctrl-C, which reaches it too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -43,8 +43,8 @@ def train(
     """Train a network and return its bundle, `<workspace>/<name>/model`.
 
     `resume` goes on from the newest whole checkpoint; what comes out is the same, on one kind of processor,
-    as if nothing had happened; None: where there is something to go on with.  `start` names a model to fine-tune: labels of the same name keep what they
-    have learned, others start afresh.
+    as if nothing had happened; None: where there is something to go on with.  `start` names a model to fine-tune:
+    labels of the same name keep what they have learned, others start afresh.
 
     Raises:
         UsageError: where the folder holds another training, or `start` is no network of ours for the task.

@@ -1,7 +1,7 @@
 """Ranges: which settings are tuned, and between what.
 
-A setting is named `stage.field`, or where there are no stages by its field.  What lies between the boundary map and the segmentation can be tuned: the
-watershed and what is made of its fragments, and the multicut.
+A setting is named `stage.field`, or where there are no stages by its field.  What lies between the boundary map and
+the segmentation can be tuned: the watershed and what is made of its fragments, and the multicut.
 """
 
 from collections.abc import Callable, Mapping, Sequence
