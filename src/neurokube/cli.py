@@ -216,7 +216,7 @@ def train(
         )
         return
     try:
-        from .training.folder import alone
+        from .sweeps.alone import alone
         from .training.trainer import train as train_network
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"{error.name} is not installed; pip install 'neurokube[train]'") from None

@@ -60,7 +60,7 @@ def trial(
 def cluster(profile: str, profiles: str | None, workers: int | None = None) -> Any:
     """Return the cluster of a profile, as trainings have it."""
     from .engines.cluster import load_profile
-    from .training.cluster import KIND, Cluster
+    from .sweeps.remote import KIND, Cluster
 
     chosen = load_profile(profile, profiles).of(KIND)
     if workers is not None:
@@ -80,7 +80,7 @@ def train_there(
     quiet: bool,
 ) -> None:
     """Train in a pod, and print what it prints."""
-    from .training.cluster import train_there as train
+    from .sweeps.remote import train_there as train
 
     told = (lambda line: None) if quiet else (lambda line: print(line, flush=True))
     bundle = train(settings, config, place, start=start, resume=resume, overwrite=overwrite, detach=detach, told=told)
@@ -95,7 +95,7 @@ def _swept_here(request: Any, workers: int | None, overwrite: bool, quiet: bool)
     from .errors import ConfigurationError
     from .sweeps import sweep, write_sweep
     from .sweeps.local import LocalTrials
-    from .training.cluster import asked_to_stop
+    from .sweeps.remote import asked_to_stop
 
     try:
         import lightning  # noqa: F401
@@ -110,7 +110,7 @@ def _swept_here(request: Any, workers: int | None, overwrite: bool, quiet: bool)
 def _swept_there(request: Any, place: Any, overwrite: bool, quiet: bool) -> Any:
     from .sweeps import write_sweep
     from .sweeps.cluster import sweep_there
-    from .training.cluster import asked_to_stop
+    from .sweeps.remote import asked_to_stop
 
     with asked_to_stop() as asked:
         return sweep_there(request, place, stop=asked.is_set, overwrite=overwrite, quiet=quiet, after=write_sweep)

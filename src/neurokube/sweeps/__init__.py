@@ -1,5 +1,7 @@
-"""Sweeps: trainings with other settings each, to find those that score best.
+"""Trainings in pods of a cluster; and sweeps: trainings with other settings each, to find those that score best.
 
+remote    a training in a pod
+alone     one process a training
 spec      the sweep file, and which settings of a training vary
 trials    the trials in a folder: what was proposed, and what came of it
 trial     one trial, as a process or a pod makes it

@@ -12,8 +12,8 @@ from ..errors import ConfigurationError, Drained, NeuroKubeError, TryAgainError,
 from ..networks import Bundle
 from ..training import ForestTraining, load_training
 from ..training.config import AnyTraining
-from ..training.folder import alone
 from ..volumes import Store
+from .alone import alone
 from .spec import flat_scores
 from .trials import name_of, note_result
 

@@ -2,25 +2,18 @@
 
 import hashlib
 import json
-import os
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigurationError, DataError, TryAgainError, UsageError, surroundings
+from ..errors import ConfigurationError, DataError, UsageError, surroundings
 from ..networks import Bundle, load_bundle
-from ..workflow.run import locked
-from .config import AnyTraining, Settings, Translation
+from .config import AnyTraining, Translation
 
 MARK = "training.json"
 
 _OF_NO_CONSEQUENCE = {"patience", "loggers", "loaders", "scratch", "cache", "task"}
 """Settings with which a training goes on whatever they were before; what there is else tells the task."""
-_PATIENCE, _INTERVAL = 600.0, 2.0
-"""Seconds that a pod waits for one before it that may still be at work, and between looks."""
 
 
 def claim(folder: Path, identity: dict[str, Any]) -> None:
@@ -86,30 +79,3 @@ def _changed(found: dict[str, Any], identity: dict[str, Any]) -> str:
     models = {"--from": "from", "segmentation": "segmentation"}
     changed += [f"the model of {name}" for name, key in models.items() if found.get(key) != identity.get(key)]
     return ", ".join(changed)
-
-
-@contextmanager
-def alone(settings: Settings) -> Iterator[None]:
-    """Hold the folder of a training against others that would go on with it, as long as the store knows of them.
-
-    A pod may be started while the one before it is still ending, or its node is lost: it waits.
-
-    Raises:
-        TryAgainError: where another process has it for long.
-    """
-    folder = Path(settings.workspace) / settings.name
-    if int(os.environ.get("LOCAL_RANK", "0")):
-        # the first of several devices has it
-        yield
-        return
-    began = time.monotonic()
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(locked(str(folder)))
-                break
-            except TryAgainError:
-                if time.monotonic() - began > _PATIENCE:
-                    raise
-            time.sleep(_INTERVAL)
-        yield

@@ -28,9 +28,9 @@ from ..engines.cluster.profile import amount
 from ..engines.kubernetes import Kubernetes
 from ..errors import ConfigurationError, Drained, TryAgainError
 from ..networks import SHIPPED, Bundle, load_bundle
+from ..training.config import AnyTraining, Translation
+from ..training.folder import MARK, check_folder, identity_of
 from ..volumes import open_volume
-from .config import AnyTraining, Translation
-from .folder import MARK, check_folder, identity_of
 
 KIND = "train"
 """The stage of a profile that says what trainings get."""
@@ -70,7 +70,8 @@ class Cluster:
             indexes,
             self.profile.resources,
             command=tuple(name if word == "{job}" else word for word in command),
-            env=tuple((f"{library}_NUM_THREADS", threads) for library in ("OMP", "OPENBLAS", "MKL")),
+            # torch asks who it works for, and the image need not know the user
+            env=(("USER", KIND), *((f"{library}_NUM_THREADS", threads) for library in ("OMP", "OPENBLAS", "MKL"))),
             shared_memory=self.profile.resources.gpu > 1 or loaders > 0,
         )
 
