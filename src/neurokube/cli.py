@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from . import cli_cluster, cli_edits, cli_models
+from . import cli_cluster, cli_edits, cli_models, cli_training
 
 app = typer.Typer(
     name="neurokube",
@@ -187,23 +187,51 @@ def train(
     config: Annotated[str, typer.Argument(help="training file (YAML)", show_default=False)],
     from_: Annotated[str | None, typer.Option("--from", help="model to fine-tune: a name or a bundle's folder")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")] = False,
+    go_on: Annotated[bool, typer.Option("--go-on", help="start, or go on where there is something to resume")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier training of that name")] = False,
+    engine: Annotated[str, typer.Option(help="where it trains: local, kubernetes")] = "local",
+    profile: Annotated[str, typer.Option(help="kubernetes: name of the cluster profile")] = "local",
+    profiles: Annotated[str | None, typer.Option(help="kubernetes: file of cluster profiles")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="kubernetes: start it, and come back at once")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a network or a forest, or fine-tune a model; what comes out is a model bundle."""
-    from .errors import ConfigurationError
+    from .errors import ConfigurationError, UsageError
     from .training import ForestTraining, load_training
 
+    if engine not in ("local", "kubernetes"):
+        raise UsageError(f"--engine {engine}: choose local or kubernetes")
+    if detach and engine != "kubernetes":
+        raise UsageError("--detach: give it with --engine kubernetes")
+    if go_on and (resume or overwrite):
+        raise UsageError("--go-on: give it without --resume and --overwrite")
     settings = load_training(config)
     if isinstance(settings, ForestTraining):
+        if engine != "local" or go_on:
+            raise UsageError(f"{config}: a forest grows in seconds, here; leave --engine and --go-on out")
         _train_forest(settings, config, at_once=from_ is None and not resume, overwrite=overwrite, quiet=quiet)
         return
+    if engine == "kubernetes":
+        place = cli_training.cluster(profile, profiles)
+        cli_training.train_there(
+            settings, config, place, start=from_, resume=resume, overwrite=overwrite, detach=detach, quiet=quiet
+        )
+        return
     try:
+        from .sweeps.alone import alone
         from .training.trainer import train as train_network
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"{error.name} is not installed; pip install 'neurokube[train]'") from None
     command = f"neurokube train {config}" + (f" --from {from_}" if from_ else "")
-    bundle = train_network(settings, start=from_, resume=resume, overwrite=overwrite, command=command, quiet=quiet)
+    with alone(settings) if go_on else nullcontext():
+        bundle = train_network(
+            settings,
+            start=from_,
+            resume=None if go_on else resume,
+            overwrite=overwrite,
+            command=command,
+            quiet=quiet,
+        )
     validation = bundle.card.scores.get("validation", {})
     f1 = validation.get("f1", {})
     unknown = [label for label in bundle.card.labels if label not in f1] if bundle.card.output != "image" else []
@@ -775,3 +803,4 @@ def _numbers(text: str, option: str, count: int = 3) -> Any:
 
 
 cli_cluster.register(app)
+cli_training.register(app)

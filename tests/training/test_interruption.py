@@ -108,8 +108,8 @@ def test_stopped_training_says_how_to_go_on_and_goes_on(tissue, tmp_path, undist
     process = start("-c", SIGNALLED, number.value, "train", file, "--quiet")
     _, said = process.communicate()
     assert process.returncode == 85
-    assert said == f"neurokube: {folder}: stopped; the same command with --resume goes on from the last checkpoint\n"
-    assert [path.name for path in checkpoints(folder)] == ["step-00000004.ckpt", "step-00000008.ckpt"]
+    assert said == f"neurokube: {folder}: stopped after step 11; the same command with --resume goes on from there\n"
+    assert [path.name for path in checkpoints(folder)] == ["step-00000008.ckpt", "step-00000011.ckpt"]
     assert neurokube("train", file, "--resume", "--quiet") == (0, "")
     assert sha(folder) == undisturbed
 

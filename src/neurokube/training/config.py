@@ -409,15 +409,17 @@ def load_training(path: str) -> AnyTraining | ForestTraining:
     return parse_training(document, where=path, folder=Path(path).parent)
 
 
-def read_document(path: str, what: str, empty: str) -> dict[str, Any]:
+def read_document(path: str, what: str, empty: str, loader: type[yaml.BaseLoader] | None = None) -> dict[str, Any]:
     """Return the mapping that a YAML file holds; `what` it should be and what is `empty` about another are told.
+
+    Values are plain, or as another `loader` of YAML than the usual makes them.
 
     Raises:
         UsageError: where there is no such file.
         ConfigurationError: where it is no YAML, or no mapping.
     """
     try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        document = yaml.load(Path(path).read_text(encoding="utf-8"), loader or yaml.SafeLoader)
     except OSError as error:
         raise surroundings(error, path) or UsageError(f"{path}: {error.strerror}; name {what}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,5 +1,6 @@
 """What every training has in common: a network, its moving average, intervals between checkpoints."""
 
+import signal
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,9 +31,9 @@ class Diverged(NeuroKubeError):
 
 
 class Learner(LightningModule):
-    """Trains `network` on numbered windows; each epoch is one interval between checkpoints.
+    """Trains `network` on numbered windows; each epoch is one interval between validations, or what is left of it.
 
-    An epoch's windows follow from its number, so to go on from the checkpoint at its start is exact.
+    An epoch's windows follow from the step at which it begins, so to go on from a checkpoint is exact.
     """
 
     measure = ""
@@ -62,11 +63,13 @@ class Learner(LightningModule):
         return self.global_step // max(1, len(self.trainer.optimizers))
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Return the windows of the epoch at hand; called anew for each."""
-        settings = self.schedule
-        self.numbered.first = self.current_epoch * settings.interval * settings.batch * self.trainer.world_size
-        steps = min(settings.interval, settings.steps - self.current_epoch * settings.interval)
-        self.numbered.count = max(0, steps) * settings.batch * self.trainer.world_size
+        """Return the windows from here to the next validation; called anew for each epoch."""
+        settings, step = self.schedule, self.step
+        together = settings.batch * self.trainer.world_size
+        self.numbered.first = step * together
+        steps = min(settings.interval - step % settings.interval, settings.steps - step)
+        # where nothing is left to learn from Lightning must not skip the rest: the last validation may be owed
+        self.numbered.count = max(1, steps) * together
         # a fork of a process with threads, as PyTorch and tensorstore start, can crash
         context = "spawn" if settings.loaders else None
         return DataLoader(
@@ -75,6 +78,7 @@ class Learner(LightningModule):
             shuffle=False,
             num_workers=settings.loaders,
             multiprocessing_context=context,
+            worker_init_fn=_deaf,
         )
 
     def configure_optimizers(self) -> Any:
@@ -112,6 +116,23 @@ class Learner(LightningModule):
             decay = min(self.schedule.average, (1 + step) / (10 + step))
             self.average.multi_avg_fn = _averaging(decay)
             self.average.update_parameters(self.network)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what an interval has gathered so far."""
+        checkpoint["interval"] = {"loss": self.last_loss, **self.gathered()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put it back."""
+        if "interval" in checkpoint:
+            self.last_loss = checkpoint["interval"]["loss"]
+            self.regather(checkpoint["interval"])
+
+    def gathered(self) -> dict[str, Any]:
+        """Return what else an interval has gathered so far, as plain values and tensors."""
+        return {}
+
+    def regather(self, state: dict[str, Any]) -> None:
+        """Put back what `gathered` returned."""
 
     @property
     def result(self) -> nn.Module:
@@ -173,6 +194,11 @@ def mean_normalization(normal: Sequence[Normalization]) -> Normalization:
     """Return the mean of what volumes were normalized by."""
     mean, deviation = (float(np.mean([getattr(n, field) for n in normal])) for field in ("mean", "deviation"))
     return Normalization(mean=round(mean, 3), deviation=round(deviation, 3))
+
+
+def _deaf(number: int) -> None:
+    """Let a process that prepares windows work on at Ctrl-C, which reaches it too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _averaging(decay: float) -> Any:

@@ -1,7 +1,5 @@
 """`neurokube train`: from volumes to a model bundle, whatever the task."""
 
-import hashlib
-import json
 import os
 import signal
 import sys
@@ -15,19 +13,17 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import Progress
 
 from ..allocator import keep_freed
-from ..errors import ConfigurationError, DataError, Drained, NeuroKubeError, UsageError, surroundings
+from ..errors import ConfigurationError, Drained, NeuroKubeError, surroundings
 from ..networks import Bundle, load_bundle, write_bundle
 from ..networks.precision import fast_bfloat16
 from ..progress import progress
 from . import semantics
-from .config import AnyTraining, Superresolution, Training, Translation
-from .folder import MARK, claim
+from .config import AnyTraining, Superresolution, Training
+from .folder import MARK, check_folder, claim, identity_of
 from .images import superresolution, translation
 from .keeper import Keeper
 from .learner import Diverged, Learner
 
-_OF_NO_CONSEQUENCE = {"patience", "loggers", "loaders", "scratch", "cache", "task"}
-"""Settings with which a training goes on whatever they were before; what there is else tells the task."""
 _UNTOLD = {
     *("volumes", "validation", "targets", "fine", "segmentation", "labels", "description"),
     *("workspace", "scratch", "cache", "loaders", "loggers"),
@@ -38,7 +34,7 @@ _UNTOLD = {
 def train(
     settings: AnyTraining,
     *,
-    resume: bool = False,
+    resume: bool | None = False,
     start: str | None = None,
     overwrite: bool = False,
     command: str = "",
@@ -47,8 +43,8 @@ def train(
     """Train a network and return its bundle, `<workspace>/<name>/model`.
 
     `resume` goes on from the newest whole checkpoint; what comes out is the same, on one kind of processor,
-    as if nothing had happened.  `start` names a model to fine-tune: labels of the same name keep what they
-    have learned, others start afresh.
+    as if nothing had happened; None: where there is something to go on with.  `start` names a model to fine-tune:
+    labels of the same name keep what they have learned, others start afresh.
 
     Raises:
         UsageError: where the folder holds another training, or `start` is no network of ours for the task.
@@ -62,9 +58,11 @@ def train(
     origin = None if start is None else load_bundle(start)
     # on several devices the same command runs once for each
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    identity = _identity(settings, origin)
+    identity = identity_of(settings, origin)
+    if resume is None:
+        resume = (folder / MARK).exists()
     if first:
-        _check_folder(folder, identity, resume=resume, overwrite=overwrite)
+        check_folder(folder, identity, resume=resume, overwrite=overwrite)
     keep_freed()
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -86,6 +84,10 @@ def train(
             _fit(trainer, module, keeper.newest() if resume else None)
             if not trainer.is_global_zero:
                 sys.exit()
+            if keeper.stopped is not None:
+                raise Drained(
+                    f"{folder}: stopped after step {keeper.stopped}; the same command with --resume goes on from there"
+                )
             return finish()
         except Diverged as error:
             remedy = error.remedy or f"lower learning_rate (now {module.learning_rate:g})"
@@ -112,49 +114,6 @@ def _fit(trainer: Trainer, module: Learner, checkpoint: str | None) -> None:
             # the other devices would wait for this one
             launcher.kill(signal.SIGKILL)
         raise
-
-
-def _identity(settings: AnyTraining, origin: Bundle | None) -> dict[str, Any]:
-    """Return what must be the same for a training to be gone on with."""
-    document = {
-        "training": settings.model_dump(mode="json", exclude=_OF_NO_CONSEQUENCE),
-        "from": origin.card.sha256 if origin else None,
-    }
-    if isinstance(settings, Translation) and settings.segmentation is not None:
-        document["segmentation"] = load_bundle(settings.segmentation).card.sha256
-    return {"key": hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16], **document}
-
-
-def _check_folder(folder: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that holds what must not be replaced, or nothing or another training to go on with."""
-    mark = folder / MARK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not resume and not overwrite and mark.exists():
-            raise UsageError(
-                f"{folder}: holds a training already; go on with it by --resume, replace it by --overwrite, "
-                "or choose another name"
-            )
-        if resume and not mark.exists():
-            raise UsageError(f"{folder}: nothing to resume there; start without --resume")
-        if resume and (found := json.loads(mark.read_text())).get("key") != identity["key"]:
-            raise ConfigurationError(
-                f"{folder}: was trained with other settings or another --from (changed: {_changed(found, identity)}); "
-                "put them back, or start anew with --overwrite"
-            )
-    except OSError as error:
-        raise surroundings(error, str(folder)) or UsageError(f"{folder}: {error.strerror}") from None
-    except json.JSONDecodeError:
-        raise DataError(f"{mark}: damaged; start anew with --overwrite") from None
-
-
-def _changed(found: dict[str, Any], identity: dict[str, Any]) -> str:
-    """Return which settings of a training differ from those that are asked for; of a model, its weights count."""
-    before, now = found.get("training", {}), identity["training"]
-    changed = [name for name in now if before.get(name) != now[name]]
-    models = {"--from": "from", "segmentation": "segmentation"}
-    changed += [f"the model of {name}" for name, key in models.items() if found.get(key) != identity.get(key)]
-    return ", ".join(changed)
 
 
 def _prepare(settings: AnyTraining, origin: Bundle | None, bars: Progress) -> Learner:
@@ -187,7 +146,8 @@ def _trainer(settings: AnyTraining, folder: Path, keeper: Keeper, module: Learne
         devices=devices,
         strategy="ddp" if several > 1 else "auto",
         precision="bf16-mixed" if half else "32-true",
-        max_epochs=-(-settings.steps // settings.interval),
+        # the keeper says when to stop: how many epochs there are depends on how often it was stopped
+        max_epochs=-1,
         reload_dataloaders_every_n_epochs=1,
         deterministic=not graphics,
         logger=_loggers(settings, folder),

@@ -26,8 +26,19 @@ _DOT, _BEST, _START, _LINE = (86, 146, 190), (213, 94, 0), (0, 0, 0), (0, 114, 1
 _INK, _PALE, _GRID = (40, 40, 40), (110, 110, 110), (228, 228, 228)
 
 
-def plot(title: str, score: str, ranges: Sequence[Range], trials: Sequence[Trial], told: dict[str, float]) -> bytes:
-    """Return a PNG: lower is better; `told` are the importances, by which panels are ordered."""
+def plot(
+    title: str,
+    score: str,
+    ranges: Sequence[Range],
+    trials: Sequence[Trial],
+    told: dict[str, float],
+    *,
+    rising: bool = False,
+) -> bytes:
+    """Return a PNG: lower is better; `told` are the importances, by which panels are ordered.
+
+    Of a `rising` score more is better, and the values of trials are its negatives.
+    """
     made = [t for t in trials if t.value < inf]
     ordered = sorted(ranges, key=lambda r: -told.get(r.name, 0))
     rows = ceil(len(ordered) / _ACROSS)
@@ -37,7 +48,7 @@ def plot(title: str, score: str, ranges: Sequence[Range], trials: Sequence[Trial
     best = min(made, key=lambda t: t.value)
     draw.text((_MARGIN, 14), title, 19, _INK)
     _legend(draw, len(made) < len(trials))
-    span = _span([t.value for t in made])
+    span = _Span(*_span([t.value for t in made]), rising)
     _history(draw, score, made, best, span)
     for k, each in enumerate(ordered):
         row, column = divmod(k, _ACROSS)
@@ -103,6 +114,23 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
 Scale = Callable[[float], float]
 
 
+@dataclass(frozen=True)
+class _Span:
+    """Values that are shown; where the score rises with what is better, they are its negatives."""
+
+    low: float
+    high: float
+    rising: bool
+
+    def scale(self, bottom: float, top: float) -> Scale:
+        """Return where values lie."""
+        return _linear(self.low, self.high, *((top, bottom) if self.rising else (bottom, top)))
+
+    def ticks(self, count: int) -> list[tuple[float, str]]:
+        """Return round values, and how they are written."""
+        return [(tick, f"{-tick + 0.0 if self.rising else tick:g}") for tick in _ticks(self.low, self.high, count)]
+
+
 def _linear(low: float, high: float, start: float, stop: float) -> Scale:
     return lambda value: start + (stop - start) * (min(max(value, low), high) - low) / (high - low)
 
@@ -115,19 +143,19 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
     return [round(k * step, 10) for k in range(ceil(low / step), floor(high / step) + 1)]
 
 
-def _values(draw: _Drawing, span: tuple[float, float], left: float, right: float, y: Scale, count: int) -> None:
+def _values(draw: _Drawing, span: _Span, left: float, right: float, y: Scale, count: int) -> None:
     """Draw lines of equal score, with their values."""
-    for tick in _ticks(*span, count):
+    for tick, word in span.ticks(count):
         draw.line([(left, y(tick)), (right, y(tick))], _GRID)
-        draw.text((left - 7, y(tick)), f"{tick:g}", 12, _PALE, "rm")
+        draw.text((left - 7, y(tick)), word, 12, _PALE, "rm")
 
 
-def _history(draw: _Drawing, score: str, trials: Sequence[Trial], best: Trial, span: tuple[float, float]) -> None:
+def _history(draw: _Drawing, score: str, trials: Sequence[Trial], best: Trial, span: _Span) -> None:
     left, right, top, bottom = _MARGIN + 46, _WIDTH - _MARGIN, _TOP + 26, _TOP + _HEIGHT - 52
-    y = _linear(*span, bottom, top)
+    y = span.scale(bottom, top)
     last = max(trials[-1].number, 1)
     x = _linear(0, last, left + 10, right - 10)
-    draw.text((_MARGIN, _TOP + 4), f"{score} (lower is better)", 13, _INK)
+    draw.text((_MARGIN, _TOP + 4), f"{score} ({'higher' if span.rising else 'lower'} is better)", 13, _INK)
     _values(draw, span, left, right, y, 5)
     for number in _ticks(0, last, 10):
         if number == int(number):
@@ -152,13 +180,13 @@ def _panel(
     trials: Sequence[Trial],
     best: Trial,
     box: tuple[float, float, float, float],
-    span: tuple[float, float],
+    span: _Span,
     score: str,
 ) -> None:
     """Draw the score against one setting."""
     left, right = box[0] + 46, box[0] + box[2] - 6
     top, bottom = box[1] + 26, box[1] + box[3] - 40
-    y = _linear(*span, bottom, top)
+    y = span.scale(bottom, top)
     draw.text((left, box[1] + 4), each.name, 13, _INK)
     if importance is not None:
         said = f"importance {importance:.0%}"

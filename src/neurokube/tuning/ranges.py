@@ -1,10 +1,10 @@
 """Ranges: which settings are tuned, and between what.
 
-A setting is named `stage.field`.  What lies between the boundary map and the segmentation can be tuned: the
-watershed and what is made of its fragments, and the multicut.
+A setting is named `stage.field`, or where there are no stages by its field.  What lies between the boundary map and
+the segmentation can be tuned: the watershed and what is made of its fragments, and the multicut.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -46,8 +46,8 @@ class Range:
 
     @property
     def name(self) -> str:
-        """`stage.field`."""
-        return f"{self.stage}.{self.field}"
+        """`stage.field`; the field alone, where it is of no stage."""
+        return f"{self.stage}.{self.field}" if self.stage else self.field
 
     def __str__(self) -> str:
         if self.choices:
@@ -163,38 +163,45 @@ def _parse(text: str, stages: Mapping[str, Stage], others: Mapping[str, str]) ->
     fields = [f for f in model.model_fields if f not in (*model.roles, *model.unkeyed, *model.found)]
     if field not in fields:
         raise UsageError(f"--set {name}: '{stage}' has no setting '{field}' to tune{suggestion(field, fields)}")
-    parts = values.split(":")
-    if len(parts) == 1:
-        choices = [_checked(text, stages[stage], field, part) for part in values.split(",")]
-        return Range(stage, field, choices=tuple(dict.fromkeys(choices)))
-    if len(parts) > 3 or (len(parts) == 3 and parts[2].strip() != "log"):
-        raise UsageError(f"--set {text}: write a range as LOW:HIGH, or LOW:HIGH:log")
-    return _between(
-        text, stage, field, [_checked(text, stages[stage], field, end) for end in parts[:2]], len(parts) == 3
+    return parse_values(
+        f"--set {text}", stage, field, values, lambda value: getattr(_with_value(stages[stage], field, value), field)
     )
 
 
-def _between(text: str, stage: str, field: str, ends: Sequence[Value], log: bool) -> Range:
-    low, high = ends
-    if any(isinstance(end, bool) or not isinstance(end, int | float) for end in ends):
-        raise UsageError(f"--set {text}: a range is between two numbers; write choices as {stage}.{field}=A,B,C")
+def parse_values(where: str, stage: str, field: str, values: str, taken: Callable[[Value], Value]) -> Range:
+    """Read `LOW:HIGH[:log]` or `A,B,C`; `taken` returns a value as the field has it, `where` begins all complaints.
+
+    Raises:
+        UsageError: where the field does not allow it; `taken` says so by pydantic's ValidationError.
+    """
+    parts = values.split(":")
+    if len(parts) == 1:
+        choices = [_checked(where, field, part, taken) for part in values.split(",")]
+        return Range(stage, field, choices=tuple(dict.fromkeys(choices)))
+    if len(parts) > 3 or (len(parts) == 3 and parts[2].strip() != "log"):
+        raise UsageError(f"{where}: write a range as LOW:HIGH, or LOW:HIGH:log")
+    low, high = (_checked(where, field, end, taken) for end in parts[:2])
+    log = len(parts) == 3
+    if any(isinstance(end, bool) or not isinstance(end, int | float) for end in (low, high)):
+        example = f"{stage}.{field}=A,B,C" if stage else f"{field}: A,B,C"
+        raise UsageError(f"{where}: a range is between two numbers; write choices as {example}")
     if low >= high:
-        raise UsageError(f"--set {text}: LOW must be below HIGH; turn them round, or write one value alone")
+        raise UsageError(f"{where}: LOW must be below HIGH; turn them round, or write one value alone")
     if log and low <= 0:
-        raise UsageError(f"--set {text}: a range with ':log' begins above 0; choose a LOW above it")
+        raise UsageError(f"{where}: a range with ':log' begins above 0; choose a LOW above it")
     return Range(stage, field, low=low, high=high, whole=isinstance(low, int) and isinstance(high, int), log=log)
 
 
-def _checked(text: str, stage: Stage, field: str, word: str) -> Value:
+def _checked(where: str, field: str, word: str, taken: Callable[[Value], Value]) -> Value:
     """Return the value that a word stands for, as the field has it."""
     try:
-        value = getattr(_with_value(stage, field, yaml.safe_load(word)), field)
+        value = taken(yaml.safe_load(word))
     except yaml.YAMLError:
-        raise UsageError(f"--set {text}: '{word}' is no value; write a number or a word") from None
+        raise UsageError(f"{where}: '{word}' is no value; write a number or a word") from None
     except ValidationError as error:
-        raise UsageError(f"--set {text}: {field}: {plain(error.errors()[0])}") from None
+        raise UsageError(f"{where}: {field}: {plain(error.errors()[0])}") from None
     if value is not None and not isinstance(value, bool | int | float | str):
-        raise UsageError(f"--set {text}: only numbers and words can be tuned; leave it out")
+        raise UsageError(f"{where}: only numbers and words can be tuned; leave it out")
     return value
 
 

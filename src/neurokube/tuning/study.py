@@ -78,17 +78,28 @@ class Search:
         return self._estimated(self.costly, groups, _RANDOM_GROUPS, number) | self._only(best, self.cheap)
 
     def _estimated(self, ranges: Sequence[Range], trials: Sequence[Trial], random: int, number: int) -> Settings:
-        from optuna.samplers import TPESampler
-
-        sampler = TPESampler(n_startup_trials=random, multivariate=True, seed=100_003 * self.seed + number)
-        with _quiet():
-            study = _in_memory(ranges, trials, sampler)
-            asked = study.ask({r.name: r.distribution() for r in ranges})
-        return {r.name: r.tidy(asked.params[r.name]) for r in ranges}
+        return estimated(ranges, trials, random, 100_003 * self.seed + number)
 
     @staticmethod
     def _only(settings: Settings, ranges: Sequence[Range]) -> Settings:
         return {r.name: settings[r.name] for r in ranges}
+
+
+def estimated(
+    ranges: Sequence[Range], trials: Sequence[Trial], random: int, seed: int, pending: Sequence[Settings] = ()
+) -> Settings:
+    """Return what to try next by a tree-structured Parzen estimator; of the first `random` trials, any.
+
+    What is `pending`, begun and not known yet, is kept away from: it counts as if it were bad.
+    """
+    from optuna.samplers import TPESampler
+
+    sampler = TPESampler(n_startup_trials=random, multivariate=True, seed=seed, constant_liar=True)
+    with _quiet():
+        study = _in_memory(ranges, trials, sampler)
+        study.add_trials([_begun(ranges, settings) for settings in pending])
+        asked = study.ask({r.name: r.distribution() for r in ranges})
+    return {r.name: r.tidy(asked.params[r.name]) for r in ranges}
 
 
 def importances(ranges: Sequence[Range], trials: Sequence[Trial], seed: int) -> dict[str, float]:
@@ -131,6 +142,17 @@ def _frozen(ranges: Sequence[Range], trial: Trial, attributes: dict[str, Any] | 
         params={r.name: trial.settings[r.name] for r in held},
         distributions={r.name: r.distribution() for r in held},
         user_attrs=attributes or {},
+    )
+
+
+def _begun(ranges: Sequence[Range], settings: Settings) -> Any:
+    from optuna.trial import TrialState, create_trial
+
+    held = [r for r in ranges if settings[r.name] in r]
+    return create_trial(
+        state=TrialState.RUNNING,
+        params={r.name: settings[r.name] for r in held},
+        distributions={r.name: r.distribution() for r in held},
     )
 
 

@@ -39,6 +39,10 @@ class Request:
     """What pods run, in place of working through their share of the step."""
     data: Mapping[str, int] | None = None
     """How many bytes pods read and write where, by path or URL; None where nobody knows."""
+    env: tuple[tuple[str, str], ...] = ()
+    """What they see in their environment besides; the profile has the last word."""
+    shared_memory: bool = False
+    """Whether their processes exchange much by /dev/shm, of which there are else 64 MiB; it counts as memory."""
 
 
 def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
@@ -66,9 +70,12 @@ def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
         parallelism=min(profile.parallelism, request.indexes),
         retries=request.retries,
         command=request.command or ["neurokube", "work", request.run_url, request.step, "--job", request.name],
-        env=_environment(profile, *_starving(profile, request.resources), *cache(profile, request.resources)),
+        env=_environment(
+            profile, *request.env, *_starving(profile, request.resources), *cache(profile, request.resources)
+        ),
         affinity=affinity(mounted, request.labels, request.data),
         resources=_resources(profile, request.resources),
+        shared_memory=request.shared_memory,
     )
     document: dict[str, Any] = _parsed(where, text)
     _check(where, document, request)

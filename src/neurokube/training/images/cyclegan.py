@@ -107,6 +107,10 @@ class CycleGAN(ImageLearner):
 
     def on_train_epoch_start(self) -> None:
         """Forget the figures of the interval before."""
+        if self._count and self.step % self.schedule.interval:
+            # it goes on after a stop
+            self._sums = self._sums.to(self.device)
+            return
         self._sums = torch.zeros(len(_FIGURES), dtype=torch.float64, device=self.device)
         self._count = 0
 
@@ -153,6 +157,14 @@ class CycleGAN(ImageLearner):
         figures = (judged_there, judged_back, adversarial, cycle, identity, _contrast(made_b), _contrast(b))
         self._sums += torch.stack([figure.detach().double() for figure in figures])
         self._count += 1
+
+    def gathered(self) -> dict[str, Any]:
+        """Return the sums of the interval's figures."""
+        return {"sums": self._sums.cpu(), "count": self._count}
+
+    def regather(self, state: dict[str, Any]) -> None:
+        """Put them back."""
+        self._sums, self._count = state["sums"], state["count"]
 
     def validate_now(self) -> float | None:
         """Measure, but let the last step count as the best."""
