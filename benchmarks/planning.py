@@ -1,5 +1,6 @@
 """What plans are based on, and how good they are.
 
+    export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
     python -m benchmarks.planning figures WORKFLOW...    bytes and memory of each kind of stage, for workflow/figures.py
     python -m benchmarks.planning prove WORKFLOW...      calibrate, run, and compare, in processor seconds
 
@@ -10,6 +11,7 @@ step's blocks in the calibration, of this process in the run.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections import defaultdict
@@ -34,6 +36,9 @@ from neurokube.workflow.quantities import human_bytes
 from neurokube.workflow.stored import stored
 
 
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,6 +46,9 @@ def main() -> None:
     parser.add_argument("workflows", nargs="+")
     parser.add_argument("--blocks", type=int, default=None)
     options = parser.parse_args()
+    if any(os.environ.get(name) != "1" for name in THREADS):
+        # threads that wait for one another take processor time; a worker has one
+        parser.error(f"set {' '.join(f'{name}=1' for name in THREADS)}, as the engine does for its workers")
     print(machine())
     if options.what == "figures":
         figures(options.workflows)

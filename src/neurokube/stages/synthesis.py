@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 
 from ..blocks import Box, Vector
 from ..synthesis import ARRAYS, BASIC, Array, Neuropil, dtype_of, synthesize
+from ..synthesis.neuropil import tile_shape
 from ..volumes import VolumeSpec
 from .base import (
     Data,
@@ -53,7 +54,21 @@ class Synthesis(TiledStage):
             for output in outputs:
                 data.write(output.name, box, tissue[output.name])
 
-        step = Step("synthesis", grid, tuple(Target(o) for o in outputs), over_cells(grid, compute))
+        made = tile_shape(self.voxel_size)
+
+        def effort(axis: int, start: int, stop: int) -> float:
+            """Count the pieces in which tissue is generated: of one that is cut, all of it is."""
+            cell, side = grid.cell[axis], made[axis]
+            return sum(-(-min(a + cell, stop) // side) - a // side for a in range(start, stop, cell))
+
+        step = Step(
+            "synthesis",
+            grid,
+            tuple(Target(o) for o in outputs),
+            over_cells(grid, compute),
+            effort=effort,
+            unit="pieces of tissue",
+        )
         pyramids = [(o.name, s) for o in outputs for s in pyramid_steps(o)]
         return [step, *(Step(f"{name}-{s.name}", s.grid, s.targets, s.compute) for name, s in pyramids)]
 
