@@ -35,7 +35,6 @@ from neurokube.workflow.figures import BARE
 from neurokube.workflow.quantities import human_bytes
 from neurokube.workflow.stored import stored
 
-
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 

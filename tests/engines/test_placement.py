@@ -80,7 +80,10 @@ def test_the_engine_places_the_pods_of_a_step_by_where_its_stage_lies():
     assert "affinity: {}" in engine.manifest("/runs/run", "other/b", 8)
 
 
-@pytest.mark.parametrize(("fields", "size"), [({}, 2**31 // 16), ({"cache": "100Mi"}, 100 * 2**20)])
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [({}, 64 * 2**20), ({"resources": {"memory": "512Mi"}}, 32 * 2**20), ({"cache": "100Mi"}, 100 * 2**20)],
+)
 def test_pods_keep_what_they_read_in_a_part_of_their_memory(fields, size):
     env = {e["name"]: e["value"] for e in job(None, **fields)["containers"][0]["env"]}
     assert env["NEUROKUBE_CACHE"] == str(size)

@@ -39,8 +39,7 @@ from .cluster.api import VERBS, Manifest
 from .cluster.census import Census
 from .cluster.control import disruptions, end_of, hopeless, last_of, pods_of, unschedulable
 from .cluster.errand import run_errand
-from .cluster.manifest import ADDRESS, PLANNING, STAGE, STEP
-from .cluster.placement import RUN
+from .cluster.manifest import ADDRESS, PLANNING, RUN, STAGE, STEP
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from ..engines.cluster import Api, Lease, Refused
 from ..engines.cluster.api import Manifest
 from ..engines.cluster.control import end_of, last_of
 from ..engines.cluster.errand import create, failure, follow
-from ..engines.cluster.placement import RUN
+from ..engines.cluster.manifest import RUN
 from ..errors import Drained, NeuroKubeError, TryAgainError
 from ..volumes import Store
 from .local import ATTEMPTS

@@ -23,8 +23,7 @@ from ..engines.cluster import Api, Lease, Profile, Refused, Request
 from ..engines.cluster.api import Manifest
 from ..engines.cluster.control import end_of, hopeless, pods_of, unschedulable
 from ..engines.cluster.errand import create, failure, follow, reader
-from ..engines.cluster.manifest import ADDRESS, STAGE, STEP
-from ..engines.cluster.placement import RUN
+from ..engines.cluster.manifest import ADDRESS, RUN, STAGE, STEP
 from ..engines.cluster.profile import amount
 from ..engines.kubernetes import Kubernetes
 from ..errors import ConfigurationError, Drained, TryAgainError

@@ -11,8 +11,7 @@ from ...errors import ConfigurationError, TryAgainError
 from ...volumes import Store
 from ..base import run_id
 from .api import Api, Manifest, Refused
-from .manifest import COMPONENT, STEP, driver_manifest
-from .placement import RUN
+from .manifest import COMPONENT, RUN, STEP, driver_manifest
 from .profile import Profile
 
 _PATIENCE, _INTERVAL = 60.0, 1.0

@@ -10,11 +10,11 @@ import yaml
 
 from ...errors import ConfigurationError
 from ..base import run_id
-from .placement import RUN, affinity, cache, needed
+from .placement import affinity, cache, needed
 from .profile import Profile, Resources
 
 MANAGED, COMPONENT = "app.kubernetes.io/managed-by", "app.kubernetes.io/component"
-STAGE, STEP = (f"neurokube.io/{name}" for name in ("stage", "step"))
+RUN, STAGE, STEP = (f"neurokube.io/{name}" for name in ("run", "stage", "step"))
 """Labels of Jobs and pods: `RUN` is a digest of the run's address, which an annotation has whole."""
 
 ADDRESS = "neurokube.io/run-url"
@@ -73,7 +73,7 @@ def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
         env=_environment(
             profile, *request.env, *_starving(profile, request.resources), *cache(profile, request.resources)
         ),
-        affinity=affinity(mounted, request.labels, request.data),
+        affinity=affinity(mounted, _of_run(request.labels), request.data),
         resources=_resources(profile, request.resources),
         shared_memory=request.shared_memory,
     )
@@ -96,11 +96,16 @@ def driver_manifest(profile: Profile, name: str, run_url: str) -> dict[str, Any]
             annotations={**profile.annotations, ADDRESS: run_url},
             command=["neurokube", "resume", run_url],
             env=env,
-            affinity=affinity(profile.model_copy(update={"near": {}}), labels, None),
+            affinity=affinity(profile, _of_run(labels), None),
             resources=_resources(profile, profile.driver_resources),
         )
     )
     return document
+
+
+def _of_run(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return what all pods of a run have in common, its driver included."""
+    return {RUN: labels[RUN]} if RUN in labels else dict(labels)
 
 
 def _rendered(profile: Profile, template: str, **values: Any) -> tuple[str, str]:

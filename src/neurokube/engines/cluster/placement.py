@@ -5,10 +5,11 @@ from typing import Any
 
 from .profile import Mount, Profile, Resources, amount
 
-RUN = "neurokube.io/run"
+_SHARE, _MOST = 16, 64 << 20
+"""Part of a pod's memory, and bytes at the most, that keep what is read again where the profile does not say how much.
 
-_SHARE = 16
-"""Part of a pod's memory that keeps what is read again, where the profile does not say how much."""
+Nearly all of what blocks of grey values share with their neighbours fits in; see `benchmarks.staging`.
+"""
 
 
 def below(place: str, url: str) -> bool:
@@ -21,8 +22,8 @@ def needed(volumes: Sequence[Mount], data: Mapping[str, int] | None) -> tuple[Mo
     return tuple(v for v in volumes if v.shared or data is None or any(below(v.path, url) for url in data))
 
 
-def affinity(profile: Profile, labels: Mapping[str, str], data: Mapping[str, int] | None) -> dict[str, Any]:
-    """Return the affinity of pods with these labels and data, {} where they may run anywhere."""
+def affinity(profile: Profile, alike: Mapping[str, str], data: Mapping[str, int] | None) -> dict[str, Any]:
+    """Return the affinity of pods with these data, {} where they may run anywhere; `alike` are labels of their run's."""
     found: dict[str, Any] = {}
     if near := _near(profile.near, data or {}):
         terms = [{"matchExpressions": _expressions(dict(where))} for where in near]
@@ -37,8 +38,8 @@ def affinity(profile: Profile, labels: Mapping[str, str], data: Mapping[str, int
             found["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": terms}
     if not all(volume.shared for volume in profile.volumes):
         # the first pod of a run finds no other and goes where it likes, the rest follow it, driver included
-        alike = {"labelSelector": {"matchLabels": {RUN: labels[RUN]}}, "topologyKey": "kubernetes.io/hostname"}
-        found["podAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": [alike]}
+        term = {"labelSelector": {"matchLabels": dict(alike)}, "topologyKey": "kubernetes.io/hostname"}
+        found["podAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
     return found
 
 
@@ -58,5 +59,5 @@ def _expressions(labels: Mapping[str, str]) -> list[dict[str, Any]]:
 
 def cache(profile: Profile, resources: Resources) -> list[tuple[str, str]]:
     """Return the environment variable that says how much of its memory a pod keeps for what it reads again."""
-    size = int(amount(resources.memory)) // _SHARE if profile.cache is None else int(amount(profile.cache))
+    size = min(_MOST, int(amount(resources.memory)) // _SHARE) if profile.cache is None else int(amount(profile.cache))
     return [("NEUROKUBE_CACHE", str(size))]

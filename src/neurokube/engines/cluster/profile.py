@@ -158,7 +158,9 @@ class Profile(_Model):
         {}, description="labels of the nodes that are near a store, by the path or URL that it begins with"
     )
     near_required: bool = Field(False, description="pods run near one of their stores, or not at all")
-    cache: Quantity | None = Field(None, description="memory of a pod for what it reads again [default: 1/16 of it]")
+    cache: Quantity | None = Field(
+        None, description="memory of a pod for what it reads again [default: 1/16 of it, 64Mi at the most]"
+    )
     tolerations: tuple[dict[str, Any], ...] = ()
     priority_class: str | None = None
     labels: dict[str, str] = {}
