@@ -133,6 +133,25 @@ def test_a_training_that_fails_ends_with_its_word_and_code(tissue, tmp_path, sha
     assert not cluster.held
 
 
+def test_a_training_whose_pod_is_killed_goes_on_in_another_job(tissue, tmp_path, shared, monkeypatch):
+    pods = Pods(monkeypatch)
+    cluster = Cluster()
+    cluster.fate = lambda job, *which: Fate(137) if len(cluster.created) < 3 else pods(job, *which)
+    settings, file = training(tissue, tmp_path)
+    said = []
+    bundle = there.train_there(settings, file, at(cluster, profile(shared)), told=said.append)
+    assert bundle.card.name == "blobs" and len({job["metadata"]["name"] for job in cluster.created}) == 3
+    assert said == ["train: its pod was killed; another goes on"] * 2
+
+
+def test_a_training_whose_pod_is_killed_at_one_place_ends(tissue, tmp_path, shared):
+    cluster = Cluster(lambda job, index, attempt: Fate(139, "neurokube: crashed"))
+    settings, file = training(tissue, tmp_path)
+    with pytest.raises(NeuroKubeError, match="^train: crashed$"):
+        there.train_there(settings, file, at(cluster, profile(shared)), told=lambda line: None)
+    assert len(cluster.created) == 3 and not cluster.held
+
+
 def test_ctrl_c_ends_the_pod_and_the_command_goes_on(tissue, tmp_path, shared, monkeypatch):
     pods = Pods(monkeypatch)
 

@@ -13,8 +13,7 @@ from ..engines.cluster.errand import create, failure, follow
 from ..engines.cluster.manifest import RUN
 from ..errors import Drained, NeuroKubeError, TryAgainError
 from ..volumes import Store
-from .local import ATTEMPTS
-from .remote import Cluster, check_here, check_reach, reachable_model, wait_for_pods
+from .remote import ATTEMPTS, Cluster, check_here, check_reach, reachable_model, wait_for_pods
 from .spec import Sweep
 from .sweeper import Swept, sweep
 from .trials import Trials

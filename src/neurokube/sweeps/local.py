@@ -11,11 +11,9 @@ from typing import Any
 
 from ..errors import Drained, TryAgainError
 from ..machine import cores
+from .remote import ATTEMPTS
 from .spec import Sweep
 from .trials import Trials, name_of
-
-ATTEMPTS = 3
-"""How often a trial may die before it counts as failed."""
 
 _INTERVAL = 0.2
 

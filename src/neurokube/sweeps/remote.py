@@ -21,7 +21,7 @@ from uuid import uuid4
 from ..engines.base import run_id
 from ..engines.cluster import Api, Lease, Profile, Refused, Request
 from ..engines.cluster.api import Manifest
-from ..engines.cluster.control import end_of, hopeless, pods_of, unschedulable
+from ..engines.cluster.control import end_of, hopeless, last_of, pods_of, unschedulable
 from ..engines.cluster.errand import create, failure, follow, reader
 from ..engines.cluster.manifest import ADDRESS, RUN, STAGE, STEP
 from ..engines.cluster.profile import amount
@@ -29,11 +29,14 @@ from ..engines.kubernetes import Kubernetes
 from ..errors import ConfigurationError, Drained, TryAgainError
 from ..networks import SHIPPED, Bundle, load_bundle
 from ..training.config import AnyTraining, Translation
-from ..training.folder import MARK, check_folder, identity_of
+from ..training.folder import CHECKPOINTS, MARK, check_folder, identity_of
 from ..volumes import open_volume
 
 KIND = "train"
 """The stage of a profile that says what trainings get."""
+
+ATTEMPTS = 3
+"""How often a training may die at one place before it counts as failed."""
 
 _INTERVAL, _ROOM = 1.0, 30.0
 """Seconds between looks at pods that are ending, and beyond their grace before they are left to themselves."""
@@ -112,8 +115,7 @@ def train_there(
             return None
         try:
             with Lease(api, f"nk-{run_id(str(folder))}", {RUN: run_id(str(folder))}, sleep=cluster.sleep):
-                request = _begin(api, cluster, request, folder, overwrite=overwrite)
-                _watch(api, cluster, request, asked.is_set, told)
+                _watch(api, cluster, request, folder, asked.is_set, told, overwrite=overwrite)
         except Refused as refused:
             raise TryAgainError(f"{folder}: {refused}; run again to go on") from None
     if not (folder / "model").exists():
@@ -155,15 +157,47 @@ def _started(api: Api, cluster: Cluster, request: Request) -> None:
         print(f"note: its pod waits: {why}", file=sys.stderr)
 
 
-def _watch(api: Api, cluster: Cluster, request: Request, stop: Callable[[], bool], told: Callable[[str], None]) -> None:
-    read = reader(api, told)
-    try:
-        end, pods = follow(api, request, read, clock=cluster.clock, sleep=cluster.sleep, stop=stop)
-    except Drained:
-        wait_for_pods(api, cluster, request.name, lambda pods: read(pods, True))
-        raise Drained(f"{request.run_url}: stopped, with a checkpoint; the same command goes on from there") from None
-    if end["type"] == "Failed":
-        raise failure(request.step, pods)
+def _watch(
+    api: Api,
+    cluster: Cluster,
+    request: Request,
+    folder: Path,
+    stop: Callable[[], bool],
+    told: Callable[[str], None],
+    *,
+    overwrite: bool,
+) -> None:
+    """Follow a training to its end, by another Job where its pod was killed."""
+    read, deaths, before = reader(api, told), 0, _newest(folder)
+    request = _begin(api, cluster, request, folder, overwrite=overwrite)
+    while True:
+        try:
+            end, pods = follow(api, request, read, clock=cluster.clock, sleep=cluster.sleep, stop=stop)
+        except Drained:
+            wait_for_pods(api, cluster, request.name, lambda pods: read(pods, True))
+            raise Drained(f"{folder}: stopped, with a checkpoint; the same command goes on from there") from None
+        if end["type"] != "Failed":
+            return
+        # one that gets further each time is not the cause of it
+        deaths, before = (deaths if _newest(folder) == before else 0) + 1, _newest(folder)
+        if not killed(pods) or deaths == ATTEMPTS:
+            raise failure(request.step, pods)
+        told(f"{request.step}: its pod was killed; another goes on")
+        request = replace(request, name=f"{request.name.rpartition('-')[0]}-{uuid4().hex[:6]}")
+        create(api, cluster.profile, request)
+
+
+def killed(pods: list[Manifest]) -> bool:
+    """Whether the last pod of a Job ended by no will of its own, and not for lack of memory: as by a force deletion."""
+    last = last_of(pods).get(0)
+    ended = [
+        s.get("state", {}).get("terminated") or {} for s in (last or {}).get("status", {}).get("containerStatuses", [])
+    ]
+    return not any(e.get("reason") == "OOMKilled" or e.get("exitCode", 137) < 128 for e in ended)
+
+
+def _newest(folder: Path) -> str:
+    return max((path.name for path in (folder / CHECKPOINTS).glob("step-*.ckpt")), default="")
 
 
 def wait_for_pods(

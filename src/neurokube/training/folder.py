@@ -11,6 +11,7 @@ from ..networks import Bundle, load_bundle
 from .config import AnyTraining, Translation
 
 MARK = "training.json"
+CHECKPOINTS = "checkpoints"
 
 _OF_NO_CONSEQUENCE = {"patience", "loggers", "loaders", "scratch", "cache", "task"}
 """Settings with which a training goes on whatever they were before; what there is else tells the task."""

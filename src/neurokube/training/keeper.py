@@ -18,9 +18,9 @@ from rich.progress import Progress, TaskID
 
 from ..progress import console
 from .config import Schedule
+from .folder import CHECKPOINTS
 from .learner import Learner
 
-CHECKPOINTS = "checkpoints"
 _KEPT = 2
 
 
