@@ -23,7 +23,7 @@ def needed(volumes: Sequence[Mount], data: Mapping[str, int] | None) -> tuple[Mo
 
 
 def affinity(profile: Profile, alike: Mapping[str, str], data: Mapping[str, int] | None) -> dict[str, Any]:
-    """Return the affinity of pods with these data, {} where they may run anywhere; `alike` are labels of their run's."""
+    """Return the affinity of pods with these data, {} where they may run anywhere; `alike` are labels of their run."""
     found: dict[str, Any] = {}
     if near := _near(profile.near, data or {}):
         terms = [{"matchExpressions": _expressions(dict(where))} for where in near]
