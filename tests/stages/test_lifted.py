@@ -170,7 +170,7 @@ def test_pairs_of_points_count_as_given(tmp_path):
     path = tmp_path / "pairs.csv"
     # two points in different tiles, in nm; then one pair outside the volume
     path.write_text("z1,y1,x1,z2,y2,x2,cost\n40,80,80,1000,1400,1400,-7.5\n40,80,80,99999,0,0,-1\n")
-    stage = Lifted(priors={"mine": {"pairs": str(path), "repel": 0}}).settle({}, None)
+    stage = Lifted(priors={"mine": {"pairs": str(path)}}).settle({}, None)
     fragments, found, ids = graph()
     own, data = computed(stage, {"graph": found, "fragments": fragments})
     edges, costs = pairs(own, data)

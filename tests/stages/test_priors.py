@@ -17,6 +17,7 @@ from neurokube.stages.priors import (
     log_odds,
     met,
     overlaps,
+    parted,
     read_pairs,
     sharing,
 )
@@ -141,8 +142,8 @@ def test_pairs_are_read_from_a_table(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (HEADER + "0,0,0,1,1,1\n", "holds what is no number"),
-        (HEADER + "0,0,0,1,1,one,1\n", "holds what is no number"),
+        (HEADER + "0,0,0,1,1,1\n", "a field is missing or no number"),
+        (HEADER + "0,0,0,1,1,one,1\n", "a field is missing or no number"),
         (HEADER + "0,0,0,1,1,1,inf\n", "holds what is not finite"),
         ("z1,y1,x1,z2,y2,x2\n", "has no column 'cost'"),
         (None, "name a CSV file"),
@@ -154,3 +155,42 @@ def test_a_file_that_is_no_table_of_pairs_is_refused(tmp_path, text, message):
         path.write_text(text)
     with pytest.raises(ConfigurationError, match=message):
         read_pairs(str(path))
+
+
+def test_a_fragment_is_of_what_it_holds_most_of():
+    # fragment 1 is of object 5 and touches 7; 2 and 3 are of 7; 4 holds two objects alike
+    rows = np.array([[1, 5, 1000], [1, 7, 60], [2, 7, 50], [3, 7, 55], [4, 5, 90], [4, 7, 100]], np.int64)
+    pairs, _ = sharing(rows, 50)
+    assert sorted(map(sorted, pairs.tolist())) == [[1, 4], [2, 4], [3, 4]]
+    edges = np.array([[1, 2], [2, 3], [2, 4], [1, 9]], np.uint64)
+    assert parted(edges, rows, 50).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "z1;y1;x1;z2;y2;x2;cost\n1;1;1;2;2;2;3\n",
+            "no column 'z1'; it needs z1, y1, x1, z2, y2, x2, cost, with commas",
+        ),
+        (
+            "z1,y1,x1,z2,y2,x2,cost\n1,1,1,2,2,2,3\n1,1,1\n",
+            "line 3: a field is missing or no number; mend or leave it out",
+        ),
+    ],
+)
+def test_a_file_of_pairs_that_is_none_is_told(tmp_path, text, words):
+    (tmp_path / "pairs.csv").write_text(text)
+    with pytest.raises(ConfigurationError, match=words):
+        read_pairs(str(tmp_path / "pairs.csv"))
+
+
+def test_a_file_of_pairs_may_begin_as_spreadsheets_write_it(tmp_path):
+    (tmp_path / "pairs.csv").write_text("z1,y1,x1,z2,y2,x2,cost\n1,1,1,2,2,2,3\n", encoding="utf-8-sig")
+    assert read_pairs(str(tmp_path / "pairs.csv")).tolist() == [[1, 1, 1, 2, 2, 2, 3]]
+
+
+@pytest.mark.parametrize("wrong", [{"pairs": "p.csv", "repel": 5}, {"objects": "o", "attract": 1, "least": 0.9}])
+def test_a_setting_that_does_not_apply_is_refused(wrong):
+    with pytest.raises(ValidationError, match="leave it out of"):
+        Prior.model_validate(wrong)

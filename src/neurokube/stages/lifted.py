@@ -60,6 +60,7 @@ from .priors import (
     log_odds,
     met,
     overlaps,
+    parted,
     read_pairs,
     sharing,
 )
@@ -73,7 +74,7 @@ class Lifted(Stage):
     """Pairs of fragments that attract or repel each other: axon and dendrite, nuclei, mitochondria, ..."""
 
     kind: ClassVar[str] = "lifted"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     roles: ClassVar[tuple[str, ...]] = ("graph", "fragments")
     found: ClassVar[tuple[str, ...]] = ("points",)
 
@@ -394,10 +395,17 @@ class _Tiles:
                 found, cost = groups.repelling(np.concatenate(list(data.tables(table, near))), prior, odds)
                 pairs.append(found)
                 costs.append(-prior.repel * cost)
-            elif prior.attract:
-                found, share = sharing(np.concatenate(list(data.tables(table, near)))[:, :3], prior.overlap)
-                pairs.append(found)
-                costs.append(prior.attract * max(-odds[1, 1], 0.0) * share)
+            else:
+                rows = np.concatenate(list(data.tables(table, near)))[:, :3]
+                if prior.attract:
+                    found, share = sharing(rows, prior.overlap)
+                    pairs.append(found)
+                    costs.append(prior.attract * max(-odds[1, 1], 0.0) * share)
+                if prior.repel:
+                    # what touches, besides the pair that speaks for two objects wherever they are
+                    edges = data.table("graph.edges", cell)
+                    pairs.append(edges[parted(edges, rows, prior.overlap)])
+                    costs.append(np.full(len(pairs[-1]), -prior.repel))
         found, cost = summed(np.concatenate(pairs), exact(np.concatenate(costs)))
         kept = has(own, found[:, 0]) & (cost != 0)
         data.put("lifted", cell, found[kept])

@@ -41,6 +41,16 @@ _FEW = 20.0
 """Contacts of each two kinds that are added."""
 
 
+_OF = {
+    "repel": ("channels", "objects", "contacts"),
+    "least": ("channels", "contacts"),
+    "distance": ("channels",),
+    "overlap": ("objects",),
+    "within": ("objects",),
+}
+"""What settings are of."""
+
+
 class Prior(BaseModel):
     """One thing that is known, and how much it counts."""
 
@@ -86,6 +96,9 @@ class Prior(BaseModel):
             raise ValueError("attract: goes with objects")
         if given[0] == "pairs" and self.trusted:
             raise ValueError("trusted: pairs always are; leave it out")
+        for name, kinds in _OF.items():
+            if name in self.model_fields_set and given[0] not in kinds:
+                raise ValueError(f"{name}: goes with {' and '.join(kinds)}; leave it out of {given[0]}")
         return self
 
 
@@ -185,9 +198,14 @@ def among(edges: Ids, pairs: Ids) -> NDArray[np.bool_]:
 def by_object(rows: Rows, overlap: int = 0) -> tuple[Rows, NDArray[np.intp], NDArray[np.intp]]:
     """Return rows of (fragment, object, voxels, ...) of at least `overlap` voxels by object, what holds most first.
 
-    With them where each object's rows begin, and the number of the object of each row.
+    With them where each object's rows begin, and the number of the object of each row.  A fragment that holds more than
+    twice as much of another object is of that one, and only touches this: such rows are left out.
     """
     rows = rows[rows[:, 2] >= overlap]
+    _, which = np.unique(rows[:, 0], return_inverse=True)
+    most = np.zeros(which.max(initial=-1) + 1, np.int64)
+    np.maximum.at(most, which, rows[:, 2])
+    rows = rows[2 * rows[:, 2] >= most[which]]
     rows = rows[np.lexsort((rows[:, 0], -rows[:, 2], rows[:, 1]))]
     _, first, which = np.unique(rows[:, 1], return_index=True, return_inverse=True)
     return rows, first, which
@@ -216,6 +234,27 @@ def sharing(rows: Rows, overlap: int) -> tuple[Ids, NDArray[np.float64]]:
     return np.stack([most, rows[:, 0]], axis=1)[others].astype(np.uint64), share[others]
 
 
+def parted(edges: Ids, rows: Rows, overlap: int) -> NDArray[np.bool_]:
+    """Return which edges (m, 2) are between fragments that hold different objects, and none that both hold.
+
+    `rows` are (fragment, object, voxels).
+    """
+    rows, _, _ = by_object(rows, overlap)
+    if not len(rows) or not len(edges):
+        return np.zeros(len(edges), bool)
+    fragments, which, count = np.unique(rows[:, 0], return_inverse=True, return_counts=True)
+    ends = np.searchsorted(fragments, edges.astype(np.int64)).clip(0, len(fragments) - 1)
+    known = (fragments[ends] == edges.astype(np.int64)).all(1)
+    # the objects of each fragment, one after the other
+    objects = rows[np.argsort(which, kind="stable"), 1]
+    begin = np.concatenate([[0], np.cumsum(count)])
+    found = np.zeros(len(edges), bool)
+    for edge in np.flatnonzero(known):
+        one, other = (objects[begin[k] : begin[k + 1]] for k in ends[edge])
+        found[edge] = not np.isin(one, other).any()
+    return found
+
+
 def apart(rows: Rows, within: float) -> Ids:
     """Return pairs of fragments (k, 2) that hold most of two different objects no farther than `within` nm.
 
@@ -242,17 +281,24 @@ def read_pairs(path: str) -> NDArray[np.float64]:
 
     columns = ["z1", "y1", "x1", "z2", "y2", "x2", "cost"]
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
             lines = csv.DictReader(file, skipinitialspace=True)
             if missing := [name for name in columns if name not in (lines.fieldnames or ())]:
-                raise ConfigurationError(f"pairs: {path} has no column '{missing[0]}'; it needs {', '.join(columns)}")
-            rows = [[float(line[name]) for name in columns] for line in lines]
+                raise ConfigurationError(
+                    f"pairs: {path} has no column '{missing[0]}'; it needs {', '.join(columns)}, with commas between"
+                )
+            rows = []
+            for line in lines:
+                try:
+                    rows.append([float(line[name]) for name in columns])
+                except (ValueError, TypeError):
+                    raise ConfigurationError(
+                        f"pairs: {path}, line {lines.line_num}: a field is missing or no number; mend or leave it out"
+                    ) from None
     except OSError as error:
         raise ConfigurationError(f"pairs: {path}: {error.strerror}; name a CSV file of pairs of points") from None
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(
-            f"pairs: {path} holds what is no number ({error}); mend or leave out the line"
-        ) from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"pairs: {path} is no text file; save it as CSV") from None
     found = np.array(rows, np.float64).reshape(-1, len(columns))
     if not np.isfinite(found).all():
         raise ConfigurationError(f"pairs: {path} holds what is not finite; mend or leave out the line")

@@ -130,7 +130,7 @@ class Reconstructions:
         """Compute what comes before the fragments; again to go on after any interruption."""
         for cutout in cutouts:
             if self.chain.base:
-                execute(_only(self.first(cutout), self.chain.base), self._engine, quiet=quiet)
+                execute(_only(self.first(cutout), self.chain.base), self._engine, quiet=quiet, tell=False)
 
     def scores(self, cutouts: Sequence[Cutout], settings: Settings, min_size: int) -> list[InstanceScores]:
         """Return the scores of each cut-out, reconstructed with some settings changed."""
@@ -147,7 +147,7 @@ class Reconstructions:
             self._kept = {k: v for k, v in self._kept.items() if k[0] == shared}
             run = self.planned(cutout, settings)
             *before, multicut = run.plan.stages
-            execute(_only(run, [stage.name for stage in before]), self._engine, quiet=True)
+            execute(_only(run, [stage.name for stage in before]), self._engine, quiet=True, tell=False)
             fragments = multicut.sources["fragments"]
             box, truth = cutout.compared(fragments.spec)
             volume = open_volume(fragments.urls["fragments"]).crop(box)

@@ -34,7 +34,9 @@ class Summary:
     dropped: list[str] = field(default_factory=list)
 
 
-def execute(run: Run, engine: Engine, *, observer: Observer | None = None, quiet: bool = False) -> Summary:
+def execute(
+    run: Run, engine: Engine, *, observer: Observer | None = None, quiet: bool = False, tell: bool = True
+) -> Summary:
     """Run every step that is not done, in order; call again to go on after any interruption.
 
     A stage with failed blocks holds back only what depends on it.  An observer is told what happens.
@@ -46,7 +48,7 @@ def execute(run: Run, engine: Engine, *, observer: Observer | None = None, quiet
     """
     with run.lock():
         keep(run, Target(engine.workers, getattr(engine, "profile", None) if engine.kind == "kubernetes" else None))
-        return finish(run, engine, observer=observer, quiet=quiet)
+        return finish(run, engine, observer=observer, quiet=quiet, tell=tell)
 
 
 def finish(
@@ -56,6 +58,7 @@ def finish(
     stages: Container[str] | None = None,
     observer: Observer | None = None,
     quiet: bool = False,
+    tell: bool = True,
 ) -> Summary:
     """Do what `execute` does, for some stages only where they are named; the lock is held.
 
@@ -69,7 +72,7 @@ def finish(
             console.print(f"[yellow]{name}: its settings or inputs changed; it is computed anew[/]")
         chosen = [planned for planned in run.plan.stages if stages is None or planned.name in stages]
         with progress(quiet=quiet) as bars:
-            driver = _Driver(run, engine, bars, summary, asked, whole=stages is None, quiet=quiet)
+            driver = _Driver(run, engine, bars, summary, asked, whole=stages is None, tell=tell)
             failed = _at_once(driver, chosen) if engine.overlaps else _in_order(driver, chosen)
     if failed:
         raise NeuroKubeError("; ".join(message for message in failed.values() if message))
@@ -124,7 +127,7 @@ def _at_once(driver: "_Driver", chosen: Sequence[PlannedStage]) -> dict[str, str
 
 @dataclass(frozen=True)
 class _Driver:
-    """What it takes to work through stages; `whole` where all stages of the run are looked at."""
+    """What it takes to work through stages: all of the run (`whole`), and what they found is said (`tell`)."""
 
     run: Run
     engine: Engine
@@ -132,7 +135,7 @@ class _Driver:
     summary: Summary
     asked: threading.Event
     whole: bool
-    quiet: bool
+    tell: bool
 
     def stage(self, planned: PlannedStage) -> str | None:
         """Work through the steps of a stage; return what failed, None where nothing did."""
@@ -150,7 +153,7 @@ class _Driver:
                 return message
         if editing:
             Corrections(self.run, planned, EditLog.read(self.run.store, planned.name)).finish()
-        if not self.quiet:
+        if self.tell:
             _tell(planned, self.summary)
         return None
 
