@@ -97,7 +97,8 @@ class Prior(BaseModel):
         if given[0] == "pairs" and self.trusted:
             raise ValueError("trusted: pairs always are; leave it out")
         for name, kinds in _OF.items():
-            if name in self.model_fields_set and given[0] not in kinds:
+            # a run keeps all settings, those left out too
+            if given[0] not in kinds and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: goes with {' and '.join(kinds)}; leave it out of {given[0]}")
         return self
 
