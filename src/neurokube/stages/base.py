@@ -362,12 +362,18 @@ def same_grid(role: str, spec: VolumeSpec, other_role: str, other: VolumeSpec) -
     """Check that two volumes cover the same voxels.
 
     Raises:
-        ConfigurationError: where shape or voxel size differ.
+        ConfigurationError: where shape, voxel size or place differ.
     """
     if spec.shape != other.shape or not np.allclose(spec.voxel_size, other.voxel_size):
         raise ConfigurationError(
             f"{role} ({spec.shape} voxels of {spec.voxel_size} nm) and {other_role} ({other.shape} voxels of "
             f"{other.voxel_size} nm) must cover the same voxels: import them with one shape and voxel size"
+        )
+    # what half a voxel is apart shares no voxel's middle
+    if (2 * np.abs(np.subtract(spec.offset, other.offset)) >= spec.voxel_size).any():
+        raise ConfigurationError(
+            f"{role} (which begins at {spec.offset} nm) and {other_role} (at {other.offset} nm) must cover the same "
+            "voxels: import them with one --offset"
         )
 
 
