@@ -13,11 +13,14 @@ import pytest
 import tensorstore as ts
 from tiny import STAGES, TILE, document, planned, records, results, write_image, write_workflow
 
+from neurokube.blocks import Box
 from neurokube.engines import InProcess
 from neurokube.errors import ConfigurationError, DataError, NeuroKubeError, TryAgainError
 from neurokube.viewer.runs import layers_of
 from neurokube.volumes import Store, open_volume
 from neurokube.workflow import Run, execute, load_workflow, parse_workflow
+from neurokube.workflow.calibration import _planned as trial
+from neurokube.workflow.comparison import compare
 from neurokube.workflow.editor import Editor
 from neurokube.workflow.pod import share_of
 from neurokube.workflow.status import check_finished, read_status
@@ -188,6 +191,25 @@ def test_what_another_run_or_nobody_left_in_a_store_is_never_removed(tmp_path):
     with pytest.raises(ConfigurationError, match=r"thesis.txt: no run has put it there; give the run another name"):
         apart(tmp_path, name="mine")
     assert kept.exists()
+
+
+def test_estimate_and_fact_count_what_lies_in_stores(reference, tmp_path):
+    write_image(tmp_path)
+    run = apart(tmp_path)
+    run_here(run)
+    facts = [
+        {(row["step"], row["objects"]["fact"], row["stored"]["fact"]) for row in compare(each)["steps"]}
+        for each in (run, reference[0])
+    ]
+    assert facts[0] == facts[1]
+    beside = [compare(each)["totals"]["metadata and ledger"]["fact"] for each in (run, reference[0])]
+    assert beside[0] == beside[1]
+
+
+def test_a_calibration_writes_nothing_into_stores(tmp_path):
+    write_image(tmp_path)
+    scratch = trial(apart(tmp_path), str(tmp_path / "scratch"), "trial", Box.of((16, 32, 32)), 0)
+    assert all(stage.url.startswith(scratch.url) for stage in scratch.plan.stages)
 
 
 def test_an_unfinished_volume_in_a_store_is_known_as_such(tmp_path):

@@ -206,12 +206,13 @@ def _first(box: Box, plan: Plan) -> Box:
 
 def _planned(run: Run, folder: str, name: str, box: Box, number: int) -> Run:
     """Plan a run of a place in a scratch folder, with what was found out when the whole was planned."""
-    stages = {key: stage.sample(box.shape, number) for key, stage in run.workflow.stages.items()}
-    workflow = run.workflow.model_copy(update={"workspace": folder, "name": name, "stages": stages})
+    whole = run.workflow.in_one_place()
+    stages = {key: stage.sample(box.shape, number) for key, stage in whole.stages.items()}
+    workflow = whole.model_copy(update={"workspace": folder, "name": name, "stages": stages})
     region = None
     if workflow.inputs:
-        whole = run.document["region"]
-        region = box if whole is None else box.shift(parse_region(whole).start)
+        cut = run.document["region"]
+        region = box if cut is None else box.shift(parse_region(cut).start)
     return Run.planned(workflow, region, before={p.name: p.stage for p in run.plan.stages})
 
 

@@ -7,6 +7,7 @@ from .estimate import Target, estimate, kept
 from .run import Run
 from .status import cost, distinct
 from .stored import stored
+from .stores import elsewhere
 
 
 def compare(run: Run) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def compare(run: Run) -> dict[str, Any]:
     for name, step in run.plan.steps.items():
         records = distinct(run, step)
         was = expected[name]
-        found = stored(run.store, [f"{step.planned.name}/{target.prefix}" for target in step.step.targets])
+        found = stored(run.at(step.planned), [target.prefix for target in step.step.targets])
         fact = cost(records)
         done = run.ledger(step).count()
         seconds = was["seconds"]
@@ -57,7 +58,8 @@ def compare(run: Run) -> dict[str, Any]:
     }
     totals["objects"] = _beside(*(sum(row["objects"][which] for row in finished) for which in ("estimate", "fact")))
     if whole:
-        everything = run.store.keys("")
+        apart = elsewhere(run.plan, run.url)
+        everything = run.store.keys("") + [key for name in apart for key in run.at(run.plan.stage(name)).keys("")]
         beside = len(everything) - everything.count(".lock") - totals["objects"]["fact"]
         totals["metadata and ledger"] = _beside(whole["objects"]["metadata"] + whole["objects"]["ledger"], beside)
     return {
