@@ -147,7 +147,7 @@ def test_a_training_whose_pod_is_killed_goes_on_in_another_job(tissue, tmp_path,
 def test_a_training_whose_pod_is_killed_at_one_place_ends(tissue, tmp_path, shared):
     cluster = Cluster(lambda job, index, attempt: Fate(139, "neurokube: crashed"))
     settings, file = training(tissue, tmp_path)
-    with pytest.raises(NeuroKubeError, match="^train: crashed$"):
+    with pytest.raises(NeuroKubeError, match=r"^train: crashed$"):
         there.train_there(settings, file, at(cluster, profile(shared)), told=lambda line: None)
     assert len(cluster.created) == 3 and not cluster.held
 
@@ -228,7 +228,7 @@ def test_the_command_line_trains_in_a_pod(tissue, tmp_path, shared, command, mon
     monkeypatch.setattr(cli_training, "cluster", lambda *names: at(cluster, profile(shared)))
     code, out, complaint = command("train", file, "--engine", "kubernetes")
     assert (code, complaint) == (0, "")
-    assert out == f"{tmp_path / 'models' / 'blobs' / 'model'}: trained\n"
+    assert out == f"use it in a workflow as 'model: {tmp_path / 'models' / 'blobs' / 'model'}'\n"
 
 
 # sweeps
