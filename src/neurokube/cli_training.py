@@ -88,7 +88,7 @@ def train_there(
         print(f"{settings.workspace}/{settings.name}: trains in the cluster; this machine may be switched off")
         print("the same command without --detach follows it, and Ctrl-C then ends it, with a checkpoint")
     else:
-        print(f"{bundle.folder}: trained")
+        print(f"use it in a workflow as 'model: {bundle.folder}'")
 
 
 def _swept_here(request: Any, workers: int | None, overwrite: bool, quiet: bool) -> Any:

@@ -228,7 +228,7 @@ def test_the_command_line_trains_in_a_pod(tissue, tmp_path, shared, command, mon
     monkeypatch.setattr(cli_training, "cluster", lambda *names: at(cluster, profile(shared)))
     code, out, complaint = command("train", file, "--engine", "kubernetes")
     assert (code, complaint) == (0, "")
-    assert out == f"{tmp_path / 'models' / 'blobs' / 'model'}: trained\n"
+    assert out == f"use it in a workflow as 'model: {tmp_path / 'models' / 'blobs' / 'model'}'\n"
 
 
 # sweeps

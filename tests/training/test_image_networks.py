@@ -1,6 +1,7 @@
 """Trainings of networks that make images of images: sections between sections, and the look of another volume."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -228,13 +229,15 @@ def _of(bundle):
     return GeneratorConfig.model_validate(bundle.card.architecture.model_dump(exclude={"kind"}))
 
 
-def interrupted(monkeypatch, kind, number):
-    """Make a training stop where it asks for a window."""
+def interrupted(monkeypatch, kind, number, *, asked):
+    """Make a training stop where it asks for a window: at once, or asked to, after the step."""
     get = kind.__getitem__
 
     def stop(self, index):
         if self.first + index == number:
-            raise KeyboardInterrupt
+            if not asked:
+                raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGTERM)
         return get(self, index)
 
     monkeypatch.setattr(kind, "__getitem__", stop)
@@ -248,10 +251,11 @@ def interrupted(monkeypatch, kind, number):
         ({"task": "translation"}, translation.Looks),
     ],
 )
-def test_interrupted_training_ends_with_the_weights_of_an_undisturbed_one(trained, monkeypatch, fields, kind):
+@pytest.mark.parametrize("asked", [False, True])
+def test_interrupted_training_ends_with_the_weights_of_an_undisturbed_one(trained, monkeypatch, fields, kind, asked):
     undisturbed = trained(**fields, name="undisturbed", steps=12)
-    interrupted(monkeypatch, kind, 4 * 9)
-    with pytest.raises(Drained, match="--resume"):
+    interrupted(monkeypatch, kind, 4 * 9, asked=asked)
+    with pytest.raises(Drained, match="stopped after step 10" if asked else "from the last checkpoint"):
         trained(**fields, steps=12)
     monkeypatch.undo()
     resumed = trained(**fields, steps=12, resume=True)

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from blobs import document, write_file
 
+from neurokube.errors import Drained
 from neurokube.networks import load_bundle
 from neurokube.training import parse_training
+from neurokube.training.module import SemanticsModule
 from neurokube.training.trainer import train
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -112,6 +114,25 @@ def test_stopped_training_says_how_to_go_on_and_goes_on(tissue, tmp_path, undist
     assert [path.name for path in checkpoints(folder)] == ["step-00000008.ckpt", "step-00000011.ckpt"]
     assert neurokube("train", file, "--resume", "--quiet") == (0, "")
     assert sha(folder) == undisturbed
+
+
+def test_validation_that_is_broken_off_is_made_when_the_training_goes_on(tissue, tmp_path, undisturbed, monkeypatch):
+    settings = parse_training(document(tissue, tmp_path, **LONG), where="test")
+    predict, asked = SemanticsModule.predict, []
+
+    def stopped(self, volume):
+        if self.step in (8, 40) and self.step not in asked:
+            asked.append(self.step)
+            signal.raise_signal(signal.SIGTERM)
+        return predict(self, volume)
+
+    monkeypatch.setattr(SemanticsModule, "predict", stopped)
+    for step in (8, 40):
+        with pytest.raises(Drained, match=f"stopped after step {step};"):
+            train(settings, resume=None, quiet=True)
+    assert train(settings, resume=None, quiet=True).card.sha256 == undisturbed
+    rows = (tmp_path / "models" / "blobs" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == list(range(4, 41, 4))
 
 
 def test_resuming_with_other_settings_is_refused(finished, tissue, neurokube):
