@@ -43,5 +43,5 @@ def human_bytes(count: float) -> str:
 def human_time(seconds: float) -> str:
     """Return seconds for a person to read."""
     if seconds < 120:
-        return f"{seconds:.3g} s"
+        return f"{seconds:.3g} s" if seconds >= 1 else f"{round(seconds, 3):g} s"
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.4g} h"
