@@ -399,7 +399,7 @@ def _run_id(folder: Path) -> str:
 
 def _digests(run: Path) -> dict[str, str]:
     """Return a digest of every object that stages store."""
-    apart = {"ledger", "jobs", "quarantine"}
+    apart = {"ledger", "jobs", "quarantine", "stage.json"}
     files = (file for file in run.glob("*/**/*") if file.is_file() and not apart & set(file.parts))
     return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 

@@ -237,7 +237,7 @@ def test_a_plan_of_a_run_that_is_not_there_is_compared_with_nothing(call):
 def outputs(run):
     """Everything that a run computed: path -> bytes; not what tells when and where it did."""
     files = {path.relative_to(run): path for path in run.rglob("*") if path.is_file()}
-    told = ("ledger", "run.json", "plan.json", ".lock")
+    told = ("ledger", "run.json", "plan.json", "stage.json", ".lock")
     return {str(name): path.read_bytes() for name, path in files.items() if not set(told) & set(name.parts)}
 
 

@@ -98,7 +98,7 @@ def profile(folder, mishaps=None, **fields):
 def digests(run):
     """Return a digest of every object that stages store."""
     files = (file for file in Path(run.url).glob("*/**/*") if file.is_file())
-    stored = (file for file in files if not {"ledger", "jobs", "quarantine"} & set(file.parts))
+    stored = (file for file in files if not {"ledger", "jobs", "quarantine", "stage.json"} & set(file.parts))
     return {str(f.relative_to(run.url)): hashlib.sha256(f.read_bytes()).hexdigest() for f in stored}
 
 
