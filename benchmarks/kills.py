@@ -307,7 +307,7 @@ def digests(run_url: str) -> dict[str, str]:
     files = (p for p in Path(run_url).rglob("*") if p.is_file() and "ledger" not in p.parts)
     # a process that is killed in the middle of a write leaves a file that nobody reads
     files = (p for p in files if not p.name.endswith((".lock", ".__lock")))
-    kept = (p for p in files if p.name != "run.json" and "quarantine" not in p.parts)
+    kept = (p for p in files if p.name not in ("run.json", "plan.json", "stage.json") and "quarantine" not in p.parts)
     return {str(p.relative_to(run_url)): hashlib.sha256(p.read_bytes()).hexdigest() for p in kept}
 
 
