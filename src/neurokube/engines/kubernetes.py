@@ -37,7 +37,7 @@ from .base import Batch, Engine, Outcome, Place, Report, Work, run_id
 from .cluster import Api, Lease, Profile, RealApi, Refused, Request, Resources, job_manifest
 from .cluster.api import VERBS, Manifest
 from .cluster.census import Census
-from .cluster.control import disruptions, end_of, hopeless, last_of, pods_of, unschedulable
+from .cluster.control import disruptions, end_of, hopeless, last_of, last_word, pods_of, unschedulable, worker_end
 from .cluster.errand import run_errand
 from .cluster.manifest import ADDRESS, PLANNING, RUN, STAGE, STEP
 
@@ -152,7 +152,7 @@ class Kubernetes(Engine):
     def settle(self, run_url: str, stage: str, task: Any) -> Any:
         """Have a stage settled by a pod that gets what its workers get, see `workflow.run.Errand`; it was entered."""
         profile, store, step = self.profile.of(stage), Store(run_url), f"{stage}/settle"
-        name = f"nk-{run_id(run_url)[:6]}-{_label(step)[:30].strip('-')}-{uuid4().hex[:6]}"
+        name = _job_name(run_url, step)
         labels = {RUN: run_id(run_url), STAGE: _label(stage), STEP: "settle"}
         annotations, command = {ADDRESS: run_url, STEP: step}, ("neurokube", "settle", run_url, stage, "--job", name)
         store.write_json(f"{PLANNING}{name}.json", task)
@@ -387,7 +387,7 @@ class _StepJobs:
         return found
 
     def _created(self, current: _Round) -> str:
-        name = f"nk-{self.labels[RUN][:6]}-{_label(self.step)[:30].strip('-')}-{uuid4().hex[:6]}"
+        name = _job_name(self.run_url, self.step)
         manifest = self.manifest(name, len(current.batches), current.resources)
         told = {"step": self.step, "resources": current.resources.model_dump(), "deaths": current.deaths}
         told["marks"] = self.place.marks
@@ -427,26 +427,26 @@ class _StepJobs:
             if index in last and (log := self.api.log(last[index]["metadata"]["name"], _LINES)):
                 self.store.write(f"jobs/{name}.{index}.log", log.encode())
         if ended.get("reason") == "PodFailurePolicy":
-            told = [_said(_worker(pod)) for pod in pods if _worker(pod).get("exitCode") in (64, 78)]
+            told = [last_word(worker_end(pod))[:500] for pod in pods if worker_end(pod).get("exitCode") in (64, 78)]
             raise ConfigurationError(f"{self.step}: {told[0] if told else ended.get('message', 'its Job failed')}")
         return [self._fate(batches[index], last.get(index)) for index in left]
 
     def _fate(self, batch: Batch, pod: Manifest | None) -> _Fate:
         if pod is None:
             return _Fate(batch, "death", "nothing of its pod is left")
-        status, worker = pod["status"], _worker(pod)
+        status, worker = pod["status"], worker_end(pod)
         if worker.get("reason") == "OOMKilled":
             return _Fate(batch, "memory", "killed for memory")
         if status.get("reason") == "Evicted" and "ephemeral" in status.get("message", "").lower():
             return _Fate(batch, "storage", status["message"])
         if worker.get("exitCode") == TryAgainError.exit_code:
-            return _Fate(batch, "surroundings", _said(worker) or "a worker says to try again")
+            return _Fate(batch, "surroundings", last_word(worker)[:500] or "a worker says to try again")
         told = _told(worker.get("message", ""))
         if worker.get("exitCode") == Starved.exit_code:
-            return _Fate(batch, "cpu", _said(worker), quota=told.get("quota"))
+            return _Fate(batch, "cpu", last_word(worker)[:500], quota=told.get("quota"))
         if failed := told.get("failed"):
-            return _Fate(batch, "blocks", _said(worker), tuple(int(block) for block in failed))
-        said = _said(worker) or status.get("message") or f"exit code {worker.get('exitCode', 'unknown')}"
+            return _Fate(batch, "blocks", last_word(worker)[:500], tuple(int(block) for block in failed))
+        said = last_word(worker)[:500] or status.get("message") or f"exit code {worker.get('exitCode', 'unknown')}"
         return _Fate(batch, "death", said)
 
     def _pods(self, name: str) -> list[Manifest]:
@@ -502,19 +502,6 @@ def _indexes(text: str) -> set[int]:
     return found
 
 
-def _worker(pod: Manifest) -> Manifest:
-    """Return how the worker of a pod ended, {} where it never ran."""
-    for container in pod.get("status", {}).get("containerStatuses", []):
-        if container["name"] == "worker":
-            return container.get("state", {}).get("terminated") or {}
-    return {}
-
-
-def _said(worker: Manifest) -> str:
-    lines = worker.get("message", "").strip().splitlines()
-    return lines[-1].removeprefix("neurokube: ")[:500] if lines else ""
-
-
 def _told(message: str) -> Manifest:
     """Return what a worker said of its share: a line of JSON among its last."""
     for line in reversed(message.splitlines()):
@@ -526,6 +513,11 @@ def _told(message: str) -> Manifest:
             if isinstance(told, dict) and "failed" in told:
                 return told
     return {}
+
+
+def _job_name(run_url: str, step: str) -> str:
+    """Return a name that no other Job has, and that tells run and step."""
+    return f"nk-{run_id(run_url)[:6]}-{_label(step)[:30].strip('-')}-{uuid4().hex[:6]}"
 
 
 def _label(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..observer import Observer, Pod
 from .api import Manifest
-from .control import disruptions
+from .control import disruptions, worker_end
 from .profile import amount
 
 _DRAINED, _BLOCKS_FAILED = 85, (1, 64, 65, 78, 86)
@@ -95,7 +95,4 @@ def _evicted(pod: Manifest) -> bool:
 
 def _code(pod: Manifest) -> Any:
     """Return the exit code of a pod's worker, None where there is none."""
-    for container in pod["status"].get("containerStatuses", []):
-        if container["name"] == "worker":
-            return (container.get("state", {}).get("terminated") or {}).get("exitCode")
-    return None
+    return worker_end(pod).get("exitCode")

@@ -185,6 +185,20 @@ def disruptions(pods: Iterable[Manifest]) -> int:
     return sum(found.values())
 
 
+def worker_end(pod: Manifest) -> Manifest:
+    """Return how the worker of a pod ended, {} where it did not, or never ran."""
+    for container in pod.get("status", {}).get("containerStatuses", []):
+        if container["name"] == "worker":
+            return container.get("state", {}).get("terminated") or {}
+    return {}
+
+
+def last_word(end: Manifest) -> str:
+    """Return the last line that a worker left as it ended, "" where it left none."""
+    lines = end.get("message", "").strip().splitlines()
+    return lines[-1].removeprefix("neurokube: ") if lines else ""
+
+
 def unschedulable(pod: Manifest) -> str:
     """Return why a pod finds no node, "" where it has one or has not been looked at."""
     for condition in pod.get("status", {}).get("conditions", []):

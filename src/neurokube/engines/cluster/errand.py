@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from ...errors import ConfigurationError, DataError, Drained, NeuroKubeError, TryAgainError, UsageError
 from .api import Api, Manifest, Refused
-from .control import end_of, hopeless, pods_of
+from .control import end_of, hopeless, last_word, pods_of, worker_end
 from .manifest import Request, job_manifest
 from .profile import Profile
 
@@ -124,14 +124,9 @@ def failure(step: str, pods: list[Manifest]) -> NeuroKubeError:
         kind.exit_code: kind for kind in (ConfigurationError, TryAgainError, UsageError, DataError, NeuroKubeError)
     }
     for pod in reversed(pods):
-        for status in pod.get("status", {}).get("containerStatuses", []):
-            end = status.get("state", {}).get("terminated") or {}
-            if end.get("reason") == "OOMKilled":
-                return ConfigurationError(
-                    f"{step}: its pod was killed for memory; give 'resources' more in the profile"
-                )
-            lines = end.get("message", "").strip().splitlines()
-            if lines:
-                kind = kinds.get(end.get("exitCode", 1), NeuroKubeError)
-                return kind(f"{step}: {lines[-1].removeprefix('neurokube: ')}")
+        end = worker_end(pod)
+        if end.get("reason") == "OOMKilled":
+            return ConfigurationError(f"{step}: its pod was killed for memory; give 'resources' more in the profile")
+        if word := last_word(end):
+            return kinds.get(end.get("exitCode", 1), NeuroKubeError)(f"{step}: {word}")
     return NeuroKubeError(f"{step}: its pod failed without a word")
