@@ -122,7 +122,7 @@ def test_a_run_goes_on_with_another_block_shape(reference, tmp_path):
 
 @pytest.mark.parametrize(("workers", "kills"), [(0, 8), (2, 2)])
 def test_nothing_is_lost_or_done_twice_by_10_kills(reference, tmp_path, workers, kills):
-    """kill -9 on driver and workers at once, at random moments of the work, 10 times in both cases; `benchmarks.kills` does it as often as one likes."""
+    """kill -9 on driver and workers at once, at random moments of the work, 10 times in all; see `benchmarks.kills`."""
     write_image(tmp_path)
     workflow = write_workflow(tmp_path)
     choice = random.Random(workers)
