@@ -5,10 +5,11 @@
 
 A stage of as many empty blocks as indexes, run by the engine, beside a bare Indexed Job of as many `true`s: the same
 image, requests and parallelism, nothing mounted.  This machine must be the cluster's only node and otherwise quiet:
-what is compared are the processor seconds that all its processes used, less those of the idle cluster in that time;
-so kubelet, container runtime, API server, controllers and driver count.  On a machine that others use too, name the
-control groups (v1 cpuacct, or v2) that hold all of these and the pods by `--cgroups`: those are counted then.  FOLDER is where the claim is mounted here, and
-pods see it at the same path.  Requests are counted for a quarter of the indexes too, which tells whether they grow.
+what is compared are the processor seconds that all its processes used, less those of the idle cluster in that time; so
+kubelet, container runtime, API server, controllers and driver count.  On a machine that others use too, name by
+`--cgroups` the control groups (v1 cpuacct, or v2) that hold all of these and the pods: those are counted then.  FOLDER
+is where the claim is mounted here, and pods see it at the same path.  Requests are counted for a quarter of the indexes
+too, which tells whether they grow.
 """
 
 import argparse
