@@ -1,6 +1,8 @@
 """A network on a backend: windows in, probabilities out, the same bits for the same window every time."""
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -113,15 +115,8 @@ class Predictor:
         if given < batch:
             # always one shape: another might be computed in another way
             images = np.concatenate([images, np.zeros((batch - given, *images.shape[1:]), np.float32)])
-        try:
+        with _memory_told(self.numerics):
             found = self._run(np.ascontiguousarray(images[:, None]))
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in ("out of memory", "alloc")):
-                raise NeuroKubeError(
-                    f"out of memory with windows of {self.numerics.window} in batches of {batch}: set a smaller "
-                    "'window' or 'network_batch' in the stage, which computes it anew, or free memory and run again"
-                ) from None
-            raise
         z, y, x = self.numerics.window
         expected = (batch, len(self.card.labels), self.card.factor * z, y, x)
         if found.shape != expected:
@@ -130,6 +125,20 @@ class Predictor:
 
     @abstractmethod
     def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+
+@contextmanager
+def _memory_told(numerics: Numerics) -> Iterator[None]:
+    """Say what to set where memory does not suffice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in ("out of memory", "alloc")):
+            raise NeuroKubeError(
+                f"out of memory with windows of {numerics.window} in batches of {numerics.batch}: set a smaller "
+                "'window' or 'network_batch' in the stage, which computes it anew, or free memory and run again"
+            ) from None
+        raise
 
 
 class _Torch(Predictor):
@@ -205,6 +214,7 @@ def open_predictor(model: str, sha256: str, numerics: Numerics) -> Predictor:
     Raises:
         ConfigurationError: where the backend is not here.
         DataError: where the bundle is damaged, or no longer the one with this checksum.
+        NeuroKubeError: where the device has no memory for its weights.
     """
     keep_freed()
     bundle = load_bundle(model)
@@ -214,7 +224,8 @@ def open_predictor(model: str, sha256: str, numerics: Numerics) -> Predictor:
     if numerics.backend == "openvino":
         _need_openvino(bundle)
         return _OpenVino(bundle, numerics)
-    return _Torch(bundle, numerics)
+    with _memory_told(numerics):
+        return _Torch(bundle, numerics)
 
 
 def _need_openvino(bundle: Bundle) -> None:
