@@ -19,6 +19,7 @@ try it out.
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -71,12 +72,12 @@ class Report:
         self._found: dict[str, Any] = {
             "machine": machine(),
             "torch": torch.__version__,
-            "card": torch.cuda.get_device_name() if CARD else None,
+            "device": torch.cuda.get_device_name() if CARD else None,
             "cudnn": torch.backends.cudnn.version() if CARD else None,
             "left_out": [],
         }
 
-    def add(self, part: str, **row: Any) -> None:
+    def add(self, part: str, /, **row: Any) -> None:
         """Print a row and keep it."""
         self._found.setdefault(part, []).append(row)
         print(f"{part:9} " + "  ".join(f"{name} {_shown(value)}" for name, value in row.items()), flush=True)
@@ -357,7 +358,7 @@ def planned(folder: Path, model: str, **settings: Any) -> Run:
     kind = "superresolution" if model == FINER else "semantics"
     stage = {"model": model, "backend": BACKEND, "window": list(windows[len(windows) // 2]), "memory": 8.0, **settings}
     stage |= {"factor": 2, "permutations": 1} if kind == "superresolution" else {}
-    name = "-".join([model, *(str(value) for value in settings.values())])
+    name = re.sub(r"\W+", "-", "-".join([model, *map(str, settings.values())])).strip("-")
     inputs = {"image": {"path": str(path)}}
     document = {"name": name, "workspace": str(folder), "inputs": inputs, "stages": {kind: stage}}
     run = Run.planned(parse_workflow(document))
@@ -643,7 +644,7 @@ def training(report: Report, folder: Path) -> None:
     volumes = [{"image": str(folder / "grey.zarr"), "truth": {"blob": str(folder / "mask.zarr")}}]
     common = {"workspace": str(folder / "models"), "volumes": volumes, "loggers": [], "devices": 1}
     if not CARD:
-        common |= {"window": [8, 16, 16]}
+        common |= {"window": [16, 16, 16]}
     for size, batch in (("small", 2), ("large", 2), ("large", 8)):
         for precision in ("float32", "bfloat16"):
             if report.left < 0:

@@ -261,9 +261,14 @@ def test_output_does_not_depend_on_block_shape_order_or_number_of_workers(bench,
     assert same(written(pool), reference)
 
 
+@pytest.fixture
+def large(tmp_path, models):
+    return Bench(tmp_path, models["unet"][0].folder, texture((64, 128, 128)), (10.0, 10.0, 10.0))
+
+
 @on_a_card
-def test_what_planning_finds_out_is_of_the_card_and_is_counted(bench):
-    run = bench.plan(backend=None, window=None, network_batch=None, memory=2.0)
+def test_what_planning_finds_out_is_of_the_card(large):
+    run = large.plan(backend=None, window=None, overlap=None, network_batch=None, tile=[32, 64, 64], memory=2.0)
     stage = run.plan.stages[0].stage
     numerics = stage.settled.numerics
     assert (numerics.backend, numerics.dtype) == ("cuda", fastest(stage.bundle)[1])
@@ -271,6 +276,11 @@ def test_what_planning_finds_out_is_of_the_card_and_is_counted(bench):
     assert 0 < stage.settled.peak < 2 * 2**30
     assert "by cuda" in stage.chosen()
     execute(run, InProcess(), quiet=True)
+
+
+@on_a_card
+def test_hours_of_the_card_are_counted_and_cost(large):
+    run = large.plan(network_batch=1)
     told = estimate(run, Target(1, price_gpu=2.0), calibrate(run, InProcess, places=1, quiet=True))
     row = next(row for row in told.steps if row.step == "semantics/semantics")
     assert row.gpus == 1 and row.cost.likely > 0
