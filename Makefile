@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# what is imported is compiled once, at the first import: of torch and Lightning it takes a quarter of a minute
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test lint bench clean
 help:
 	@echo "make demo    synthesize, reconstruct, score, report: see demo/report.html"

@@ -15,30 +15,17 @@ from neurokube.blocks import Box, Grid, Vector
 from neurokube.engines import Batch, Outcome, Report
 from neurokube.engines.base import Work
 from neurokube.engines.local import Local
-from neurokube.stages import STAGES, Data, Source, Stage, Step, TableOutput, Target, VolumeOutput
+from neurokube.stages import STAGES, Data, Source, Stage, Step, Target, VolumeOutput
 from neurokube.stages.base import over_cells
 from neurokube.volumes import Store, Volume, open_volume
 from neurokube.workflow import work as neurokube_work
 
+from .empty import Note
+
 CELL: Vector = (16, 16, 16)
 """Voxels of a block."""
 
-
-class Note(Stage):
-    """Writes one tiny table a block."""
-
-    kind: ClassVar[str] = "note"
-    version: ClassVar[int] = 1
-
-    blocks: int
-
-    def steps(self, sources: Mapping[str, Source]) -> list[Step]:
-        grid = Grid((1, 1, self.blocks), (1, 1, 1))
-
-        def compute(cell: int, box: Box, data: Data) -> None:
-            data.put("numbers", cell, np.array([cell], np.uint64))
-
-        return [Step("note", grid, (Target(TableOutput("numbers", grid)),), over_cells(grid, compute))]
+__all__ = ["CELL", "Invert", "LocalWithStages", "Note", "invert", "note", "nothing", "work"]
 
 
 class Invert(Stage):
@@ -60,8 +47,7 @@ class Invert(Stage):
         return [Step("invert", grid, (Target(output),), over_cells(grid, compute))]
 
 
-for _stage in (Note, Invert):
-    STAGES[_stage.kind] = _stage
+STAGES[Invert.kind] = Invert
 
 
 def note(folder: str, block: int) -> None:

@@ -173,7 +173,8 @@ class Cluster:
         status: Manifest = {"phase": "Pending" if waiting else "Failed", "conditions": []}
         status["containerStatuses"] = [{"name": "worker", "state": state}]
         if waiting and self.unscheduled:
-            status["conditions"].append({"type": "PodScheduled", "status": "False", "message": self.unscheduled})
+            held = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": self.unscheduled}
+            status["conditions"].append(held)
         if fate.disrupted:
             status["conditions"].append({"type": "DisruptionTarget", "status": "True"})
         if fate.silent:

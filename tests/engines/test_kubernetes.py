@@ -1,6 +1,7 @@
 """The Kubernetes engine, on a cluster in memory."""
 
 import json
+import os
 import random
 from collections import Counter
 from contextlib import suppress
@@ -265,7 +266,7 @@ def test_a_whole_run_of_pods_that_come_and_go_has_the_bits_of_one_process(tmp_pa
         assert checksums[0] == checksums[1], step.name
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=int(os.environ.get("NEUROKUBE_TEST_HISTORIES", "60")), deadline=None)
 @given(st.data())
 def test_no_history_of_mishaps_loses_a_block(data):
     """Any mix of evictions, deaths, memory kills, killed drivers: every block is done or given up."""

@@ -1,5 +1,8 @@
 """Predictors: the same bits for the same window, whatever is beside it."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +56,22 @@ def test_a_result_is_not_touched_by_the_next(bundle, backend):
     kept = first.copy()
     predictor(-windows(1))
     assert np.array_equal(first, kept)
+
+
+def test_a_signal_is_handled_after_another_thread_let_go_of_a_predictor(bundle):
+    code = f"""
+import signal, threading
+from neurokube.networks.predictor import Numerics, open_predictor
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+open_predictor({str(bundle.folder)!r}, {bundle.card.sha256!r}, Numerics(window={WINDOW}, backend="openvino"))
+thread = threading.Thread(target=open_predictor.cache_clear)
+thread.start()
+thread.join()
+kept = [bytearray(20_000) for _ in range(1000)]
+signal.raise_signal(signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_a_network_whose_shape_is_another_than_the_cards_is_named(bundle, monkeypatch):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stagewise import computed, source, stored, voxels
+from stagewise import VOXEL_SIZE, computed, source, stored, voxels
 
 from neurokube.blocks import Box
 from neurokube.errors import ConfigurationError
@@ -213,6 +213,29 @@ def test_a_channel_must_be_probabilities_that_cover_the_fragments():
         stage.steps(sources(**{"c.channels.axon": source("axon")}))
     with pytest.raises(ConfigurationError, match="probabilities from 0 to 255 are needed"):
         stage.steps(sources(**{"c.channels.axon": source("axon", dtype="uint64", shape=SHAPE)}))
+
+
+def test_objects_may_be_a_cut_out_that_lies_at_its_own_place():
+    cut = tuple(slice(n // 4, n // 4 + n // 2) for n in SHAPE)
+    whole = np.zeros(SHAPE, np.uint64)
+    whole[cut] = tissue()["labels"][cut]
+    offset = tuple(s.start * v for s, v in zip(cut, VOXEL_SIZE, strict=True))
+    prior = {"cells": {"objects": "cells", "repel": 3}}
+    read = sources(**{"cells.objects": stored("cells", tissue()["labels"][cut], TILE, offset=offset)})
+    one, other = lifted(prior, objects=whole), computed(Lifted(priors=prior, bias=0.7), read)
+    assert len(pairs(*one)[0]) and all(np.array_equal(a, b) for a, b in zip(pairs(*one), pairs(*other), strict=True))
+
+
+def test_objects_that_lie_elsewhere_are_refused():
+    stage = Lifted(priors={"m": {"objects": "m", "attract": 1}})
+    there = stored("m", np.ones((4, 8, 8), np.uint64), TILE, offset=(1e6, 0.0, 0.0))
+    with pytest.raises(
+        ConfigurationError, match=r"'m' begins at 1e\+06, 0, 0 nm and shares no voxel with the fragments"
+    ):
+        stage.steps(sources(**{"m.objects": there}))
+    moved = stored("m", np.ones(SHAPE, np.uint64), TILE, offset=(40.0, 0.0, 0.0))
+    with pytest.raises(ConfigurationError, match="must cover the same voxels"):
+        stage.steps(sources(**{"m.objects": moved}))
 
 
 def test_objects_must_be_labels():

@@ -204,11 +204,11 @@ def awaited(found, process):
 
 
 def test_killed_trials_and_a_killed_driver_cost_nothing_of_the_table(tissue, tmp_path):
-    base = {"ranges": {"learning_rate": "0.01,0.02,0.03"}, "trials": 3, "round": 3}
+    base = {"ranges": {"learning_rate": "0.01,0.02"}, "trials": 2, "round": 2}
     (calm := tmp_path / "calm").mkdir()
     (wild := tmp_path / "wild").mkdir()
-    expected = sweep(load_sweep(str(base_of(written(tissue, calm, **base), steps=60))), InProcess(), quiet=True)
-    file = base_of(written(tissue, wild, **base), steps=60)
+    expected = sweep(load_sweep(str(base_of(written(tissue, calm, **base), steps=24))), InProcess(), quiet=True)
+    file = base_of(written(tissue, wild, **base), steps=24)
     folder = wild / "sweeps" / "lr"
     driver = start(file, "--workers", "2")
     awaited(lambda: list(folder.glob("trial-*/checkpoints/*.ckpt")), driver)
@@ -231,7 +231,7 @@ def test_killed_trials_and_a_killed_driver_cost_nothing_of_the_table(tissue, tmp
 
 
 def test_ctrl_c_ends_trials_with_a_checkpoint(tissue, tmp_path):
-    file = base_of(written(tissue, tmp_path, trials=1), steps=400, interval=200)
+    file = base_of(written(tissue, tmp_path, trials=1), steps=100, interval=50)
     folder = tmp_path / "sweeps" / "lr"
     driver = start(file)
     log = folder / "trial-0000" / "log.txt"

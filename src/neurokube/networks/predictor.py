@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, Literal, Self
@@ -171,6 +171,18 @@ class _Torch(Predictor):
         return result
 
 
+@cache
+def openvino_core() -> Any:
+    """Return OpenVINO's core, one for as long as the process lives.
+
+    With its last core OpenVINO 2026 unloads its CPU plugin, which frees the stack on which the thread that had loaded
+    it handles signals.  In another thread than that, nobody tells the kernel, and the next SIGTERM or Ctrl-C crashes.
+    """
+    import openvino as ov
+
+    return ov.Core()
+
+
 class _OpenVino(Predictor):
     def __init__(self, bundle: Bundle, numerics: Numerics) -> None:
         import openvino as ov
@@ -178,7 +190,7 @@ class _OpenVino(Predictor):
 
         super().__init__(bundle, numerics)
         shape = [numerics.batch, 1, *numerics.window]
-        core: Any = ov.Core()
+        core = openvino_core()
         if bundle.card.architecture.kind == "onnx":
             model = core.read_model(bundle.weights)
         else:

@@ -233,7 +233,8 @@ class Source:
         """
         output = self.outputs.get(name)
         if not isinstance(output, TableOutput):
-            raise ConfigurationError(f"'{self.name}' ({self.kind}) has no table '{name}'")
+            there = ", ".join(k for k, o in self.outputs.items() if isinstance(o, TableOutput)) or "none"
+            raise ConfigurationError(f"'{self.name}' ({self.kind}) has no table '{name}'; it has: {there}")
         return output
 
 

@@ -38,7 +38,7 @@ from pydantic import Field
 
 from ..blocks import Blocks, Box, Grid
 from ..errors import ConfigurationError
-from ..volumes import VolumeSpec
+from ..volumes import Volume, VolumeSpec
 from ..volumes.store import placed
 from ..words import counted
 from .base import SINGLE, Block, Data, FileOutput, Source, Stage, Step, TableOutput, Target, over_cells, same_grid
@@ -242,7 +242,7 @@ class Lifted(Stage):
                     f"priors.{name}.objects: '{source.name}' holds {source.spec.dtype} {source.spec.kind}; labels are "
                     "needed: name an objects stage, or import a volume with --labels"
                 )
-            same_grid("fragments", spec, f"{name}.objects", source.spec)
+            _check_place(f"priors.{name}.objects", source, spec)
         if prior.contacts is not None:
             sources["graph"].table(f"stats-{prior.contacts}")
         if prior.pairs is not None and len(within := self.within(name, spec)) and not within.any():
@@ -251,6 +251,36 @@ class Lifted(Stage):
                 f"priors.{name}.pairs: no pair of {prior.pairs} lies in the volume, which reaches from "
                 f"{_text(spec.offset)} to {_text(end)} nm; give places in nm, z before y and x, or leave the prior out"
             )
+
+
+def _check_place(role: str, source: Source, spec: VolumeSpec) -> None:
+    """Check that objects cover the fragments' voxels, or that they are a cut-out of them, as annotations often are."""
+    other = source.spec
+    if other.shape == spec.shape or not np.allclose(other.voxel_size, spec.voxel_size):
+        same_grid("fragments", spec, role, other)
+    elif _place(other, spec).clip(spec.box).size == 0:
+        raise ConfigurationError(
+            f"{role}: '{source.name}' begins at {_text(other.offset)} nm and shares no voxel with the fragments, which "
+            f"begin at {_text(spec.offset)} nm; import it with its own --offset"
+        )
+
+
+def _place(other: VolumeSpec, spec: VolumeSpec) -> Box:
+    """Return which voxels of a volume another of its voxel size covers."""
+    start = np.rint(np.subtract(other.offset, spec.offset) / spec.voxel_size).astype(int)
+    return other.box.shift(start.tolist())
+
+
+def _read_where_it_is(volume: Volume, box: Box, spec: VolumeSpec) -> Ids:
+    """Return a cut-out's labels in a box of voxels of the whole, 0 beyond it."""
+    place = _place(volume.spec, spec)
+    there = box.clip(place)
+    if there == box:
+        return volume.read(box.relative_to(place.start)).astype(np.uint64, copy=False)
+    found = np.zeros(box.shape, np.uint64)
+    if there.size:
+        found[there.relative_to(box.start).slices] = volume.read(there.relative_to(place.start))
+    return found
 
 
 def _text(place: Iterable[float]) -> str:
@@ -282,7 +312,7 @@ class _Tiles:
                 maps = [data.volume(f"{name}.channels.{c}").read(box) for c in sorted(prior.channels)]
                 data.put(self.table(name), cell, class_sums(fragments, maps, count))
             elif prior.objects is not None:
-                objects = data.volume(f"{name}.objects").read(box).astype(np.uint64, copy=False)
+                objects = _read_where_it_is(data.volume(f"{name}.objects"), box, self.spec)
                 data.put(self.table(name), cell, self._held(fragments, objects, cell, box))
             elif prior.pairs is not None:
                 data.put(self.table(name), cell, self._points(name, ids, box))

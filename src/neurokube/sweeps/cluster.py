@@ -8,7 +8,7 @@ from typing import Any
 from ..engines.base import run_id
 from ..engines.cluster import Api, Lease, Refused
 from ..engines.cluster.api import Manifest
-from ..engines.cluster.control import end_of, last_of
+from ..engines.cluster.control import end_of, last_of, worker_end
 from ..engines.cluster.errand import create, failure, follow
 from ..engines.cluster.manifest import RUN
 from ..errors import Drained, NeuroKubeError, TryAgainError
@@ -147,5 +147,4 @@ def _why(pod: Manifest | None) -> NeuroKubeError:
 
 
 def _lacked_memory(pod: Manifest | None) -> bool:
-    statuses = [] if pod is None else pod.get("status", {}).get("containerStatuses", [])
-    return any((s.get("state", {}).get("terminated") or {}).get("reason") == "OOMKilled" for s in statuses)
+    return pod is not None and worker_end(pod).get("reason") == "OOMKilled"

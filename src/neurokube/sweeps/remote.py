@@ -16,14 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from ..engines.base import run_id
 from ..engines.cluster import Api, Lease, Profile, Refused, Request
 from ..engines.cluster.api import Manifest
 from ..engines.cluster.control import end_of, hopeless, last_of, pods_of, unschedulable
 from ..engines.cluster.errand import create, failure, follow, reader
-from ..engines.cluster.manifest import ADDRESS, RUN, STAGE, STEP
+from ..engines.cluster.manifest import ADDRESS, RUN, STAGE, STEP, job_name, label
 from ..engines.cluster.profile import amount
 from ..engines.kubernetes import Kubernetes
 from ..errors import ConfigurationError, Drained, TryAgainError
@@ -63,12 +62,12 @@ class Cluster:
     def request(self, folder: str, step: str, indexes: int, command: tuple[str, ...], loaders: int) -> Request:
         """Return the Job of pods that train."""
         run, threads = run_id(folder), str(self.threads)
-        name = f"nk-{run[:6]}-{step.replace('/', '-')}-{uuid4().hex[:6]}"
+        name = job_name(folder, step)
         return Request(
             name,
             folder,
             step,
-            {RUN: run, STAGE: KIND, STEP: step.replace("/", "-")},
+            {RUN: run, STAGE: KIND, STEP: label(step)},
             {ADDRESS: folder, STEP: step},
             indexes,
             self.profile.resources,
@@ -183,7 +182,7 @@ def _watch(
         if not killed(pods) or deaths == ATTEMPTS:
             raise failure(request.step, pods)
         told(f"{request.step}: its pod was killed; another goes on")
-        request = replace(request, name=f"{request.name.rpartition('-')[0]}-{uuid4().hex[:6]}")
+        request = replace(request, name=job_name(request.run_url, request.step))
         create(api, cluster.profile, request)
 
 

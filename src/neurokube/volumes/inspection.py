@@ -197,7 +197,7 @@ def _inverted(volume: Volume, looks: list[_Look]) -> list[Finding]:
         dark, bright = dark + d, bright + b
     if bright <= 1.1 * dark:
         return []
-    message = "membranes are bright, contrast seems inverted: invert the images, networks and filters expect dark"
+    message = "membranes are bright: invert the images if they show tissue, as networks and filters expect them dark"
     return [Finding("warning", "inverted-contrast", message)]
 
 

@@ -148,7 +148,8 @@ class Run:
             {
                 "step": step.name,
                 "block": block,
-                "voxels": str(step.blocks.box(block)),
+                # a step of a single block looks at everything at once
+                "voxels": str(step.blocks.box(block)) if max(step.blocks.grid.shape) > 1 else "all",
                 "error": error,
                 "attempts": attempts,
                 "host": socket.gethostname(),

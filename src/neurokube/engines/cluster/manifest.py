@@ -1,10 +1,12 @@
 """The Job that runs a step, from a Jinja2 template that a user may replace."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import yaml
 
@@ -196,3 +198,13 @@ def _check(path: str, document: Any, request: Request) -> None:
         raise ConfigurationError(f"{path}: the Job lacks {error}; take job.yaml.j2 as a start") from None
     if lacking := [what for what, there in wanted.items() if not there]:
         raise ConfigurationError(f"{path}: the Job must have {lacking[0]} as given; take job.yaml.j2 as a start")
+
+
+def job_name(run_url: str, step: str) -> str:
+    """Return a name that no other Job has, and that tells run and step."""
+    return f"nk-{run_id(run_url)[:6]}-{label(step)[:30].strip('-')}-{uuid4().hex[:6]}"
+
+
+def label(text: str) -> str:
+    """Return a text as a label's value may be."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63].strip("-")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ...errors import ConfigurationError, DataError, NeuroKubeError
 from ..bundle import Bundle, Card
+from ..predictor import openvino_core
 
 Image = NDArray[np.float32]
 
@@ -72,7 +73,8 @@ def _by_torch(bundle: Bundle, image: Image) -> Any:
 
 
 def _by_openvino(bundle: Bundle, image: Image) -> Any:
-    core = require("openvino", "running an ONNX model").Core()
+    require("openvino", "running an ONNX model")
+    core = openvino_core()
     # left to itself OpenVINO calculates in bfloat16 where the processor can
     model = core.compile_model(core.read_model(bundle.weights), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     outputs = model([image])
