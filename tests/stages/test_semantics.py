@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from benches import SHAPE, Settings, same, texture, write_volume, written
+from benches import SHAPE, Settings, on_a_device, same, texture, write_volume, written
 from numpy.typing import NDArray
 
 from neurokube.blocks import WindowGrid
@@ -110,6 +110,21 @@ def test_output_with_all_permutations_does_not_depend_on_blocks_order_or_number_
     pool = here.plan("pool", block=[16, 20, 44], **settings)
     execute(pool, Local(2), quiet=True)
     assert same(written(pool), reference)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("voxel_size", [(10.0, 10.0, 10.0), (10.0, 7.0, 7.0)])
+def test_what_a_device_does_itself_has_the_bits_of_what_the_processor_does_for_it(bench, monkeypatch, dtype, voxel_size):
+    """Windows are cut, normalized, turned, weighed, added up and made bytes there, each in the same order as here."""
+    here = bench(voxel_size=voxel_size)
+    mask = np.ones(SHAPE, np.uint8)
+    mask[:, :20] = 0
+    here.mask(mask)
+    settings = {"labels": ["nucleus", "membrane"], "permutations": 3, "network_batch": 3, "dtype": dtype}
+    expected = here.results("processor", **settings)
+    on_a_device(monkeypatch)
+    for block in ([8, 16, 16], [20, 60, 60]):
+        assert same(here.results(f"device {block}", block=block, **settings), expected)
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(bench):
