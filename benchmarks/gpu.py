@@ -19,7 +19,9 @@ try it out.
 
 import argparse
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -38,11 +40,11 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from neurokube.blocks import Blend, Box, Vector, quantized
-from neurokube.networks import Bundle, Normalization, load_bundle
+from neurokube.blocks import Box, Vector, quantized
+from neurokube.networks import Bundle, load_bundle
 from neurokube.networks.predictor import Numerics, Predictor, open_predictor
 from neurokube.stages import Block
-from neurokube.stages.inference import Inference, Writer
+from neurokube.stages.inference import Inference, Writer, _Coming
 from neurokube.stages.network import NetworkStage
 from neurokube.volumes import VolumeSpec, create, open_volume
 from neurokube.workflow import Run, parse_workflow
@@ -393,11 +395,9 @@ class Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._undo: list[Callable[[], None]] = []
-        self._watch(Predictor, "__call__", "predictor")
-        self._watch(Blend, "add", "blend")
-        self._watch(Normalization, "apply", "normalize")
         self._watch(Inference, "_source", "read")
-        self._watch(Inference, "_batch", "batch, all of the three")
+        self._watch(Inference, "_predict", "layers")
+        self._watch(_Coming, "arrived", "wait for the card")
         self._watch(Writer, "wait", "wait for writing")
 
     def _watch(self, owner: Any, name: str, what: str) -> None:
@@ -554,8 +554,7 @@ def monai(run: Run) -> dict[str, Callable[[], Any]]:
 
     def job() -> None:
         made = slide(read().to(DEVICE), DEVICE)[0]
-        # bytes are made of probabilities where that is fast
-        values = (made.clamp_(0, 1) * 255).round_().to(torch.uint8).cpu().numpy() if CARD else quantized(made.numpy())
+        values = quantized(made).cpu().numpy()
         for name, channel in zip(found.card.labels, values, strict=True):
             data.write(name, Box.of(channel.shape), np.ascontiguousarray(channel))
 
@@ -633,7 +632,6 @@ def training(report: Report, folder: Path) -> None:
 
     from neurokube.training import parse_training
     from neurokube.training.semantics import prepare
-    from neurokube.training.trainer import train
 
     shape: Vector = (160, 160, 160) if CARD else (16, 48, 48)
     grey = texture(shape)
@@ -670,21 +668,49 @@ def training(report: Report, folder: Path) -> None:
                 report.add(
                     "training", **row, **told, loaders_that_feed_it=batch * window_ms / min(list(told.values())[1:])
                 )
-    for loaders in (0, 8) if CARD else (0, 1):
+    for loaders in (0, 4, 8) if CARD else (0, 1):
         if report.left < 25 * CARD:
             report.leave_out(f"whole training with {loaders} loaders and more", "no time left")
             return
         with report.within(f"whole training {loaders}"):
-            length = (60 if loaders else 20) if CARD else 2
+            length = (100 if loaders else 40) if CARD else 2
             content = {"name": f"whole-{loaders}", "size": "small", "batch": 2, "loaders": loaders, **common}
             content |= {"steps": 2 * length, "interval": length}
-            with Busy() as busy:
-                made = parse_training(content, where="benchmark")
-                bundle = train(made, quiet=True)
-            rows = [json.loads(line) for line in (bundle.folder.parent / "history.jsonl").read_text().splitlines()]
-            seconds = rows[1]["seconds"] - rows[0]["seconds"]
-            row = {"whole": True, "size": "small", "batch": 2, "loaders": loaders, "precision": "auto"}
-            report.add("training", **row, steps_a_second=length / max(0.1, seconds), busy_percent=busy.percent)
+            (folder / "training.json").write_text(json.dumps(content))
+            # in a process of its own, which can be ended with those that prepare windows for it
+            report.add("training", **told_by(report, 60.0, "--train", str(folder / "training.json")))
+
+
+def train_one(path: Path) -> None:
+    """Print a row of a whole training, of whose two intervals the second counts."""
+    from neurokube.training import parse_training
+    from neurokube.training.trainer import train
+
+    content = json.loads(path.read_text())
+    with Busy() as busy:
+        bundle = train(parse_training(content, where="benchmark"), quiet=True)
+    rows = [json.loads(line) for line in (bundle.folder.parent / "history.jsonl").read_text().splitlines()]
+    seconds = rows[1]["seconds"] - rows[0]["seconds"]
+    row = {"whole": True, **{name: content[name] for name in ("size", "batch", "loaders")}, "precision": "auto"}
+    rate = content["interval"] / max(0.1, seconds)
+    print(json.dumps({**row, "steps_a_second": rate, "busy_percent": busy.percent}))
+
+
+def told_by(report: Report, most: float, *options: str) -> Any:
+    """Return what this program tells as JSON in a process of its own; that and all it started end with the time."""
+    command = [sys.executable, "-m", "benchmarks.gpu", *options]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        said, complaints = process.communicate(timeout=min(most, max(5.0, report.left)))
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.returncode:
+        raise RuntimeError((complaints.strip().splitlines() or ["?"])[-1])
+    return json.loads(said.splitlines()[-1])
 
 
 def steps(module: Any, batch: list[torch.Tensor], precision: str, *, deterministic: bool) -> float:
@@ -717,13 +743,8 @@ def compiled(report: Report) -> None:
         if report.left < 20 * CARD:
             report.leave_out(f"compile {name} and more", "no time left")
             return
-        command = [sys.executable, "-m", "benchmarks.gpu", "--compile", name]
         with report.within(f"compile {name}"):
-            limit = min(70.0, max(5.0, report.left))
-            done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-            if done.returncode:
-                raise RuntimeError((done.stderr.strip().splitlines() or ["?"])[-1])
-            report.add("compile", **json.loads(done.stdout.splitlines()[-1]))
+            report.add("compile", **told_by(report, 70.0, "--compile", name))
 
 
 def compile_one(name: str) -> None:
@@ -759,7 +780,10 @@ def main() -> None:
     parser.add_argument("--share", help=argparse.SUPPRESS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--compile", help=argparse.SUPPRESS)
+    parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.train:
+        return train_one(options.train)
     if options.share:
         return share(options.run, options.share)
     if options.compile:

@@ -271,11 +271,15 @@ class _Coming:
         if self._arrived is not None:
             self._arrived.record()
 
-    def sections(self) -> Iterator[Sequence[NDArray[np.uint8]]]:
-        """Yield section by section what has arrived: of each label (y, x)."""
+    def arrived(self) -> NDArray[np.uint8]:
+        """Return all, (label, z, y, x), as soon as it is here."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        found = self._there.numpy()
+        return self._there.numpy()
+
+    def sections(self) -> Iterator[Sequence[NDArray[np.uint8]]]:
+        """Yield section by section what has arrived: of each label (y, x)."""
+        found = self.arrived()
         yield from (list(found[:, k]) for k in range(found.shape[1]))
 
 

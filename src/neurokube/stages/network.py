@@ -306,7 +306,8 @@ class NetworkStage(TiledStage):
         counts = output.grid().counts
         if numerics.backend == "cuda":
             face = min((memory - _BARE) / column, spare / self._card_column(image, numerics.window[0]))
-            least = min(_ROWS * self.settled.stride[0] * self.card.factor // output.cell[0], counts[0], _DEEP[-1])
+            rows = -(-_ROWS * self.settled.stride[0] * self.card.factor // output.cell[0])
+            least = min(rows, counts[0], _DEEP[-1])
         widest = min(int(sqrt(max(face, 0) / prod(output.cell[1:]))), max(counts[1:]))
         choices = product([d for d in _DEEP if least <= d < 2 * counts[0]], range(1, max(1, widest) + 1))
         sizes = sorted(((deep, wide, wide) for deep, wide in choices), key=prod)
