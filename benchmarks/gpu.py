@@ -9,7 +9,8 @@
                 goes where, how busy the card is; and MONAI's sliding windows with the same network, windows, overlap,
                 batch and dtype
     together    several processes that share the card
-    training    steps of a training, and of its parts: windows by the processor, steps by the card
+    training    the parts of a step of a training: windows by the processor, the rest by the card
+    whole       whole trainings, by how many processes prepare windows
     compile     torch.compile, in a process of its own
 
 Rates of `network` and `predictor` count the voxels of windows, halo included, those of stages the volume's.  What
@@ -340,10 +341,10 @@ def image(path: Path, shape: Vector, voxel_size: tuple[float, float, float]) -> 
 
 
 VOLUMES: dict[str, tuple[Vector, tuple[float, float, float]]] = {
-    UNET: ((128, 512, 512), (10.0, 10.0, 10.0)),
-    INCEPTION: ((128, 512, 512), (10.0, 10.0, 10.0)),
+    UNET: ((256, 640, 640), (10.0, 10.0, 10.0)),
+    INCEPTION: ((256, 640, 640), (10.0, 10.0, 10.0)),
     FLAT: ((64, 768, 768), (40.0, 8.0, 8.0)),
-    FINER: ((48, 512, 512), (20.0, 10.0, 10.0)),
+    FINER: ((128, 640, 640), (20.0, 10.0, 10.0)),
 }
 
 
@@ -454,12 +455,12 @@ def stage(report: Report, folder: Path) -> None:
     """Measure whole stages, and MONAI beside them."""
     plans: list[tuple[str, dict[str, Any]]] = [
         (UNET, {"dtype": "bfloat16", "network_batch": 4}),
-        (UNET, {"dtype": "float32", "network_batch": 4}),
         (FLAT, {"dtype": "bfloat16", "network_batch": 4}),
-        (FINER, {"dtype": "bfloat16", "network_batch": 4}),
         (INCEPTION, {"dtype": "bfloat16", "network_batch": 4}),
-        (UNET, {"dtype": "bfloat16", "network_batch": 1}),
+        (FINER, {"dtype": "bfloat16", "network_batch": 4}),
+        (UNET, {"dtype": "float32", "network_batch": 4}),
         (UNET, {"dtype": "bfloat16", "network_batch": 16}),
+        (UNET, {"dtype": "bfloat16", "network_batch": 1}),
     ]
     for model, settings in plans:
         if report.left < 0:
@@ -626,13 +627,8 @@ def share(run_url: str, which: str) -> None:
 # training
 
 
-def training(report: Report, folder: Path) -> None:
-    """Measure a training, and what it consists of."""
-    from rich.progress import Progress
-
-    from neurokube.training import parse_training
-    from neurokube.training.semantics import prepare
-
+def tissue(folder: Path) -> dict[str, Any]:
+    """Write a volume and its truth, and return what all trainings have in common."""
     shape: Vector = (160, 160, 160) if CARD else (16, 48, 48)
     grey = texture(shape)
     mask = (gaussian_filter(grey.astype(np.float32), 2) > 128).astype(np.uint8)
@@ -641,8 +637,17 @@ def training(report: Report, folder: Path) -> None:
         create(str(folder / f"{name}.zarr"), spec).write(spec.box, voxels)
     volumes = [{"image": str(folder / "grey.zarr"), "truth": {"blob": str(folder / "mask.zarr")}}]
     common = {"workspace": str(folder / "models"), "volumes": volumes, "loggers": [], "devices": 1}
-    if not CARD:
-        common |= {"window": [16, 16, 16]}
+    return common if CARD else {**common, "window": [16, 16, 16]}
+
+
+def training(report: Report, folder: Path) -> None:
+    """Measure a training, and what it consists of."""
+    from rich.progress import Progress
+
+    from neurokube.training import parse_training
+    from neurokube.training.semantics import prepare
+
+    common = tissue(folder)
     for size, batch in (("small", 2), ("large", 2), ("large", 8)):
         for precision in ("float32", "bfloat16"):
             if report.left < 0:
@@ -668,6 +673,11 @@ def training(report: Report, folder: Path) -> None:
                 report.add(
                     "training", **row, **told, loaders_that_feed_it=batch * window_ms / min(list(told.values())[1:])
                 )
+
+
+def whole(report: Report, folder: Path) -> None:
+    """Measure whole trainings, by how many processes prepare windows."""
+    common = tissue(folder)
     for loaders in (0, 4, 8) if CARD else (0, 1):
         if report.left < 25 * CARD:
             report.leave_out(f"whole training with {loaders} loaders and more", "no time left")
@@ -768,7 +778,7 @@ def compile_one(name: str) -> None:
     print(json.dumps({**row, "compiling_s": took, "distance": off}))
 
 
-ORDER = ("card", "stage", "predictor", "together", "training", "network", "compile")
+ORDER = ("card", "stage", "together", "predictor", "whole", "training", "network", "compile")
 """What is left out first, where time runs out, comes last."""
 
 
@@ -799,6 +809,7 @@ def main() -> None:
             "stage": partial(stage, report, folder),
             "together": partial(together, report, folder),
             "training": partial(training, report, folder),
+            "whole": partial(whole, report, folder),
             "compile": partial(compiled, report),
         }
         for part in (p for p in ORDER if p in options.only):

@@ -261,6 +261,17 @@ def test_output_does_not_depend_on_block_shape_order_or_number_of_workers(bench,
     assert same(written(pool), reference)
 
 
+@on_a_card
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_windows_that_are_added_up_in_host_memory_make_the_same_bits(bench, monkeypatch, dtype):
+    """That is done where the card has no room for the sums of a layer."""
+    settings = {"dtype": dtype, "network_batch": BATCH, "permutations": 3}
+    reference = bench.results("there", block=[20, 60, 60], **settings)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    assert same(bench.results("here", block=[20, 60, 60], **settings), reference)
+
+
 @pytest.fixture
 def large(tmp_path, models):
     return Bench(tmp_path, models["unet"][0].folder, texture((64, 128, 128)), (10.0, 10.0, 10.0))
@@ -276,6 +287,28 @@ def test_what_planning_finds_out_is_of_the_card(large):
     assert 0 < stage.settled.peak < 2 * 2**30
     assert "by cuda" in stage.chosen()
     execute(run, InProcess(), quiet=True)
+
+
+@on_a_card
+@pytest.mark.parametrize("kind", ["unet", "generator"])
+def test_a_block_holds_on_the_card_no_more_than_was_planned(tmp_path, models, record_property, kind):
+    bundle, _ = models[kind]
+    made = Bench(tmp_path, bundle.folder, texture((64, 192, 192)), (40.0 if kind == "generator" else 10.0, 10.0, 10.0))
+    settings = {"window": None, "overlap": None, "tile": [32, 64, 64], "block": [999, 999, 999]}
+    if kind == "generator":
+        made.kind, settings["factor"] = "superresolution", 3
+    run = made.plan(memory=2.0, network_batch=4, **settings)
+    stage, spec = run.plan.stages[0].stage, run.plan.stages[0].sources["image"].spec
+    open_predictor.cache_clear()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    execute(run, InProcess(), quiet=True)
+    held = torch.cuda.max_memory_allocated() - before
+    planned = stage.settled.peak + stage._card_column(spec, stage.settled.numerics.window[0]) * 192 * 192
+    record_property("held", held)
+    record_property("planned", planned)
+    assert stage.settled.peak < held <= 1.05 * planned
 
 
 @on_a_card
