@@ -23,7 +23,11 @@ Precision = Literal["float32", "bfloat16"]
 
 
 BATCHES: dict[Backend, int] = {"openvino": 1, "torch": 2, "cuda": 4}
-"""Windows at once, where nobody says: PyTorch convolves a single small one on a CPU by a slow way."""
+"""Windows at once, where nobody says: PyTorch convolves a single small one on a CPU by a slow way.
+
+On an H200 our networks are at most 6 % faster in batches of 16 than of 4, and an eighth slower one by one, in bfloat16;
+in float32 some take twice as long in batches of 16.
+"""
 
 
 class Numerics(BaseModel):
