@@ -361,11 +361,10 @@ def in_two_goes(run_url, step_name, batch, stop):
 def test_the_rest_of_a_batch_that_was_ended_early_is_run_again(importable, tmp_path):
     with Local(1) as engine:
         outcomes = [o for o in engine.execute(in_two_goes, str(tmp_path), "s/s", [Batch(0, 8)], 1) if o]
-    assert [(o.batch, o.report.drained) for o in outcomes] == [
-        (Batch(0, 8), True),
-        (Batch(0, 2), False),
-        (Batch(3, 8), False),
-    ]
+    early, *rest = [(o.batch, o.report.drained) for o in outcomes]
+    assert early == (Batch(0, 8), True)
+    # which of the two is heard of first is chance
+    assert set(rest) == {(Batch(0, 2), False), (Batch(3, 8), False)} and len(rest) == 2
 
 
 def test_jobs_that_come_and_go_and_get_nothing_done_end_the_run(importable, batch_system, tmp_path, monkeypatch):

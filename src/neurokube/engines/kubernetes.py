@@ -164,7 +164,8 @@ class Kubernetes(Engine):
                 yield from job.run(current, fates)
                 waiting += yield from job.again(current, fates, attempts)
         except Refused as refused:
-            raise NeuroKubeError(f"{step_name}: {refused}; what is recorded is kept, run again to go on") from None
+            kind = TryAgainError if refused.passing else NeuroKubeError
+            raise kind(f"{step_name}: {refused}; what is recorded is kept, run again to go on") from None
         finally:
             if not self.leaves:
                 # of a cluster that does not answer the next driver takes up what is left

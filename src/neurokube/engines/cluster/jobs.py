@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from ...errors import ConfigurationError, NeuroKubeError, Starved, TryAgainError
+from ...errors import ConfigurationError, Starved, TryAgainError
 from ...progress import console
 from ...volumes import Store, join
 from ...words import counted
@@ -141,10 +141,10 @@ class StepJobs:
         """Say what pods wait for; return whether the Job waits for the end of pods that nobody will tell.
 
         Raises:
-            NeuroKubeError: where a Job that is `fresh`, of which no pod ever ran, waits in vain.
+            ConfigurationError: where a Job that is `fresh`, of which no pod ever ran, waits in vain.
         """
         if fresh and (why := hopeless(pods, lambda: self._events(job["metadata"]["name"]))):
-            raise NeuroKubeError(f"{self.step}: {why}; no Job is left behind, run again to go on")
+            raise ConfigurationError(f"{self.step}: {why}; no Job is left behind, run again to go on")
         going = [pod for pod in pods if not _ended(pod)]
         if going and all(pod["metadata"].get("deletionTimestamp") for pod in going):
             return True
