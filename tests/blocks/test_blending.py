@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurokube.blocks import Blend, Box, WindowGrid
+from neurokube.blocks import Blend, Box, WindowGrid, quantized
 from neurokube.blocks.blending import ramp
 from neurokube.errors import UsageError
 
@@ -17,8 +18,12 @@ def vectors(*limits):
     return st.tuples(*[st.integers(0, n) for n in limits])
 
 
-def blend(box, predictions, grid=GRID):
-    merged = Blend(grid, box, predictions.shape[1])
+CPU = torch.device("cpu")
+"""Where a device adds up that is here whether or not there is a card."""
+
+
+def blend(box, predictions, grid=GRID, device=None):
+    merged = Blend(grid, box, predictions.shape[1], device)
     for index in grid.touching(box):
         merged.add(index, predictions[index])
     return merged.sum
@@ -32,6 +37,22 @@ WHOLE = blend(Box.of(GRID.shape), PREDICTIONS)
 def test_the_blend_of_a_box_is_bitwise_that_of_the_whole(a, b):
     box = Box(tuple(map(min, a, b)), tuple(map(max, a, b)))
     np.testing.assert_array_equal(blend(box, PREDICTIONS), WHOLE[(slice(None), *box.slices)])
+
+
+@PROPERTY
+@given(vectors(*GRID.shape), vectors(*GRID.shape))
+def test_a_device_makes_the_same_bits(a, b):
+    box = Box(tuple(map(min, a, b)), tuple(map(max, a, b)))
+    found = blend(box, torch.from_numpy(PREDICTIONS), device=CPU).numpy()
+    np.testing.assert_array_equal(found, WHOLE[(slice(None), *box.slices)])
+
+
+@PROPERTY
+@given(st.lists(st.floats(-1, 2, width=32), min_size=1))
+def test_a_device_rounds_to_the_same_bytes(values):
+    array = np.array([*values, *(np.arange(511, dtype=np.float32) / 510)], np.float32)
+    found = quantized(torch.from_numpy(array)).numpy()
+    np.testing.assert_array_equal(found, quantized(array))
 
 
 @st.composite

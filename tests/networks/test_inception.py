@@ -12,7 +12,7 @@ from neurokube.networks import load_bundle
 from neurokube.networks.exchange.exporting import export_model
 from neurokube.networks.exchange.importing import import_model
 from neurokube.networks.exchange.running import predict, probabilities
-from neurokube.networks.inception import Inception, InceptionConfig
+from neurokube.networks.inception import Inception, InceptionConfig, largest
 from neurokube.networks.networks import CONFIGS, config_of
 from neurokube.networks.predictor import Numerics, open_predictor
 from neurokube.networks.unet import folded
@@ -41,6 +41,29 @@ def bundle(tiny, tmp_path_factory):
 
 
 # the network
+
+
+@settings(max_examples=20)
+@given(
+    st.tuples(*3 * [st.integers(1, 7)]),
+    st.tuples(*3 * [st.integers(0, 2)]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.integers(0, 99),
+)
+def test_the_maximum_that_learns_on_a_card_is_that_of_a_pooling(shape, reach, dtype, seed):
+    torch.manual_seed(seed)
+    x = torch.randn(2, 3, *shape).to(dtype).requires_grad_()
+    other = x.detach().clone().requires_grad_()
+    found = largest(x, reach)
+    expected = torch.nn.functional.max_pool3d(other, [2 * n + 1 for n in reach], stride=1, padding=reach)
+    assert torch.equal(found, expected)
+    slope = torch.randint(-8, 8, found.shape).to(dtype)
+    found.backward(slope)
+    expected.backward(slope)
+    if dtype == torch.float32:
+        # no two are equally large
+        assert torch.allclose(x.grad, other.grad, atol=1e-4)
+    assert float(x.grad.double().sum()) == pytest.approx(float(slope.double().sum()), rel=0.02, abs=8)
 
 
 @settings(max_examples=8)

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
+import torch
 from numpy.typing import NDArray
 
-from neurokube.blocks import Box
+from neurokube.blocks import Blend, Box, WindowGrid
 from neurokube.engines import InProcess
+from neurokube.networks import predictor
 from neurokube.stages import VolumeOutput
 from neurokube.volumes import VolumeSpec, create
 from neurokube.workflow import Run, execute, parse_workflow
@@ -91,6 +94,20 @@ def written(run: Run) -> Arrays:
         for level in range(len(volume.arrays)):
             found[f"{name}/{level}"] = volume.read(Box.of(volume.level_shape(level)), level)
     return found
+
+
+def on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let PyTorch's backend compute as on a card, of which the processor's memory takes the place."""
+    monkeypatch.setattr(predictor._Torch, "device", torch.device("cpu"))
+    monkeypatch.setattr(Blend, "__init__", _watched(Blend.__init__))
+
+
+def _watched(init: Any) -> Any:
+    def checked(self: Blend, grid: WindowGrid, box: Box, channels: int, device: Any = None) -> None:
+        assert device == torch.device("cpu")
+        init(self, grid, box, channels, device)
+
+    return checked
 
 
 def same(ones: Arrays, others: Arrays) -> bool:

@@ -13,7 +13,7 @@ import benches
 import numpy as np
 import pytest
 import yaml
-from benches import Settings, same, texture, written
+from benches import Settings, on_a_device, same, texture, written
 from generators import REACH, SHAPE, VOXEL_SIZE, Bench, normalization_of, whole, write_generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,6 +62,15 @@ def test_output_does_not_depend_on_block_shape(bench, backend):
     found = [here.results(str(block), block=block, **usual) for block in ([1, 1, 1], [16, 20, 44], [60, 60, 60])]
     assert all(same(found[0], other) for other in found[1:])
     assert np.ptp(found[0][f"{here.kind}/0"]) > 60
+
+
+def test_what_a_device_does_itself_has_the_bits_of_what_the_processor_does_for_it(bench, monkeypatch):
+    here = bench()
+    settings = {"permutations": 12, "network_batch": 3, "overlap": [0, 2, 3]}
+    expected = here.results("processor", **settings)
+    on_a_device(monkeypatch)
+    for block in ([16, 20, 44], [60, 60, 60]):
+        assert same(here.results(f"device {block}", block=block, **settings), expected)
 
 
 block_shapes = st.tuples(*(st.integers(1, 2 * n) for n in SHAPE)).map(list)

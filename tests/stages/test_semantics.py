@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from benches import SHAPE, Settings, same, texture, write_volume, written
+from benches import SHAPE, Settings, on_a_device, same, texture, write_volume, written
 from numpy.typing import NDArray
 
 from neurokube.blocks import WindowGrid
@@ -110,6 +110,23 @@ def test_output_with_all_permutations_does_not_depend_on_blocks_order_or_number_
     pool = here.plan("pool", block=[16, 20, 44], **settings)
     execute(pool, Local(2), quiet=True)
     assert same(written(pool), reference)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("voxel_size", [(10.0, 10.0, 10.0), (10.0, 7.0, 7.0)])
+def test_what_a_device_does_itself_has_the_bits_of_what_the_processor_does_for_it(
+    bench, monkeypatch, dtype, voxel_size
+):
+    """Windows are cut, normalized, turned, weighed, added up and made bytes there, each in the same order as here."""
+    here = bench(voxel_size=voxel_size)
+    mask = np.ones(SHAPE, np.uint8)
+    mask[:, :20] = 0
+    here.mask(mask)
+    settings = {"labels": ["nucleus", "membrane"], "permutations": 3, "network_batch": 3, "dtype": dtype}
+    expected = here.results("processor", **settings)
+    on_a_device(monkeypatch)
+    for block in ([8, 16, 16], [20, 60, 60]):
+        assert same(here.results(f"device {block}", block=block, **settings), expected)
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(bench):
@@ -338,6 +355,24 @@ def test_a_block_takes_less_memory_where_less_is_allowed(bench):
     wide = here.plan(memory=3).plan.steps["semantics/semantics"].blocks.box(0).shape
     narrow = here.plan(memory=0.002).plan.steps["semantics/semantics"].blocks.box(0).shape
     assert narrow[1] < wide[1]
+
+
+def test_a_block_on_a_card_takes_less_of_it_where_less_is_allowed_and_is_some_rows_of_windows_deep(bench):
+    run = bench(texture((64, 160, 160))).plan(window=[8, 24, 24], tile=[8, 16, 16])
+    stage = run.plan.stages[0].stage
+    found = stage.settled
+    numerics = found.numerics.model_copy(update={"backend": "cuda"})
+    spec, output = run.plan.stages[0].sources["image"].spec, run.plan.stages[0].own.outputs["membrane"]
+    shapes = []
+    for spare in (2**30, 2**20, 2**10):
+        # nearly all of 3 GiB is the network's
+        settled = found.model_copy(update={"numerics": numerics, "peak": 3 * 2**30 - spare})
+        there = stage.model_copy(update={"settled": settled})
+        block = there._block(output, spec)
+        shapes.append(block)
+        assert block[0] >= 4 * settled.stride[0]
+        assert block[1:] == (16, 16) or there._card_column(spec, 8) * block[1] * block[2] <= spare
+    assert shapes[0][1] > shapes[1][1] >= shapes[2][1] == 16
 
 
 def test_window_and_batch_are_found_by_trying_and_kept(bench, monkeypatch):

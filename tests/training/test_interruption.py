@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from blobs import document, write_file
 
 from neurokube.errors import Drained
@@ -180,6 +181,7 @@ main()
 """The command line, which also writes down which process asks for which windows."""
 
 
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="one GPU is here: two devices are none, or two of them")
 def test_two_devices_share_the_windows_and_write_one_bundle(tissue, tmp_path):
     content = document(tissue, tmp_path, validated=True, steps=8, devices=2, patience=5)
     file = write_file(tmp_path / "blobs.yaml", content)

@@ -206,4 +206,5 @@ def test_training_stands_on_networks_evaluation_volumes_and_blocks():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.level == above:
                 imported |= {node.module.split(".")[0]} if node.module else {name.name for name in node.names}
-    assert imported <= {"allocator", "blocks", "errors", "evaluation", "networks", "progress", "volumes"}
+    helpers = {"allocator", "errors", "machine", "progress", "words"}
+    assert imported <= {"blocks", "evaluation", "networks", "volumes"} | helpers

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurokube.errors import DataError
 from neurokube.networks.normalization import Normalization
 from neurokube.training.config import Augmentation
-from neurokube.training.sampling import Windows
+from neurokube.training.sampling import Ahead, Windows
 from neurokube.training.truth import Annotated
 
 SHAPE, WINDOW = (6, 20, 24), (2, 8, 8)
@@ -90,6 +91,19 @@ def test_a_window_is_the_same_whoever_asks_for_it():
     assert not np.array_equal(one[42][0], one[43][0])
     another = windows(volume, augmentation=Augmentation(), seed=8)
     assert not np.array_equal(one[42][0], another[42][0])
+
+
+@pytest.mark.parametrize(("first", "step"), [(0, 1), (1, 2), (2, 3)])
+def test_windows_that_threads_prepare_are_the_same_in_the_same_order(first, step):
+    image = np.random.default_rng(0).integers(1, 255, SHAPE).astype(np.uint8)
+    made = windows(annotated(blob(), image=image), augmentation=Augmentation())
+    made.first, made.count = 7, 11
+    ahead = Ahead(made, step, 3)
+    assert len(ahead) == 11
+    threads = torch.get_num_threads()
+    for index in range(first, 11, step):
+        assert all(torch.equal(a, b) for a, b in zip(ahead[index], made[index], strict=True))
+    assert torch.get_num_threads() == threads
 
 
 def test_what_lies_outside_the_volume_is_unknown():

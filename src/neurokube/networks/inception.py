@@ -13,11 +13,13 @@ electron microscopy Zeng et al., "DeepEM3D", Bioinformatics 33:2555, 2017).  Dil
 The rule by which kernels are flat where sections are thick is the U-Net's.
 """
 
+from functools import reduce
 from typing import ClassVar, Self, cast
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.nn.functional import max_pool3d, pad
 
 from ..blocks import Vector
 from .bundle import UNetLevel as Level
@@ -83,6 +85,35 @@ def _reach(level: Level, dilation: int) -> Vector:
     return z, y, x
 
 
+class _Largest(nn.Module):
+    """The largest of the voxels around each, as many as a kernel is wide."""
+
+    def __init__(self, kernel: Vector) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what `max_pool3d` does; on a card, where something learns, in another way."""
+        reach = (self.kernel[0] // 2, self.kernel[1] // 2, self.kernel[2] // 2)
+        if not (x.is_cuda and torch.is_grad_enabled() and x.requires_grad):
+            return max_pool3d(x, self.kernel, stride=1, padding=reach)
+        return largest(x, reach)
+
+
+def largest(x: Tensor, reach: Vector) -> Tensor:
+    """Return the largest of the voxels up to `reach` on either side of each, (n, c, z, y, x), axis by axis.
+
+    The gradient of `max_pool3d` is added up by a card in any order, where windows overlap; this one is the same every
+    time.  Voxels that are equally large share it.
+    """
+    for axis, n in enumerate(reach, 2):
+        if n:
+            sides = [0] * (2 * (4 - axis)) + [n, n]
+            padded = pad(x, sides, value=float("-inf"))
+            x = reduce(torch.maximum, [padded.narrow(axis, k, x.shape[axis]) for k in range(2 * n + 1)])
+    return x
+
+
 class _Inception(nn.Module):
     """Four branches side by side, each on a quarter of the features; their mixture is added to what came in."""
 
@@ -94,7 +125,7 @@ class _Inception(nn.Module):
         self.reduce = Convolution(level.features, level.features, (1, 1, 1))
         self.near = Convolution(n, n, first)
         self.far = nn.Sequential(Convolution(n, n, first), Convolution(n, n, second, dilation=dilation))
-        self.maximum = nn.MaxPool3d(first, stride=1, padding=(first[0] // 2, first[1] // 2, first[2] // 2))
+        self.maximum = _Largest(first)
         self.mix = Convolution(level.features, level.features, (1, 1, 1), active=False)
 
     def forward(self, x: Tensor) -> Tensor:

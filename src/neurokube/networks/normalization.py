@@ -1,12 +1,14 @@
 """Zero mean and unit deviation, measured on the volume: what makes one model fit differently exposed images."""
 
-from typing import Self
+from functools import lru_cache
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..blocks import Grid
+from ..blocks.blending import Array
 from ..errors import DataError
 from ..volumes import Volume
 
@@ -53,7 +55,22 @@ class Normalization(BaseModel):
         """Return normalized grey values, float32, of the same shape."""
         return (image.astype(np.float32) - np.float32(self.mean)) / np.float32(self.deviation)
 
-    def grey(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def on(self, device: Any, images: Array) -> Array:
+        """Return what `apply` makes of grey values, of the same bits, for a tensor on a PyTorch device."""
+        mean, deviation = _constants(device, self.mean, self.deviation)
+        return (images - mean).div_(deviation)
+
+    def grey(self, values: Array) -> Array:
         """Return normalized values as grey values, the inverse of `apply`; 1 to 255, since 0 is empty."""
+        if not isinstance(values, np.ndarray):
+            return values.mul(self.deviation).add_(self.mean).round_().clip_(1, 255).byte()
         grey = values * np.float32(self.deviation) + np.float32(self.mean)
         return np.asarray(np.clip(np.rint(grey, out=grey), 1, 255), np.uint8)
+
+
+@lru_cache(maxsize=16)
+def _constants(device: Any, mean: float, deviation: float) -> tuple[Array, Array]:
+    """Return both as float32 on a device, where a division by a plain number would multiply by its inverse."""
+    import torch
+
+    return torch.tensor(mean, device=device), torch.tensor(deviation, device=device)

@@ -1,12 +1,11 @@
 """Flips and quarter turns of a window that its voxels allow."""
 
 from itertools import product
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..blocks import Vector
+from ..blocks.blending import Array
 
 Permutation = tuple[tuple[int, int, int], tuple[int, ...]]
 """An order of the axes, then the axes that are flipped, both of (z, y, x)."""
@@ -30,16 +29,15 @@ def permutations(voxel_size: tuple[float, float, float], window: Vector) -> tupl
     return tuple((order, flip) for flip in flips for order in orders)
 
 
-def permute(array: NDArray[Any], permutation: Permutation) -> NDArray[Any]:
-    """Return ([c,] z, y, x) with its last three axes permuted; a view."""
+def permute(array: Array, permutation: Permutation) -> Array:
+    """Return ([c,] z, y, x) with its last three axes permuted; of a NumPy array a view."""
     order, flips = permutation
     lead = array.ndim - 3
-    turned = array.transpose(*range(lead), *(lead + axis for axis in order))
-    return np.flip(turned, tuple(lead + axis for axis in flips)) if flips else turned
+    return _flipped(_transposed(array, (*range(lead), *(lead + axis for axis in order))), flips)
 
 
-def restore(array: NDArray[Any], permutation: Permutation, factor: int = 1) -> NDArray[Any]:
-    """Undo `permute`; a view where there are as many sections as before.
+def restore(array: Array, permutation: Permutation, factor: int = 1) -> Array:
+    """Undo `permute`; of a NumPy array a view where there are as many sections as before.
 
     Where each section has become `factor`, the new ones follow the old one in the permuted array, so that after a
     flip along z they come before it: all move until the old ones are in their places.  The last `factor` - 1, which
@@ -47,8 +45,19 @@ def restore(array: NDArray[Any], permutation: Permutation, factor: int = 1) -> N
     """
     order, flips = permutation
     lead = array.ndim - 3
-    turned = np.flip(array, tuple(lead + axis for axis in flips)) if flips else array
+    turned = _flipped(array, flips)
     if factor > 1 and 0 in flips:
-        turned = np.roll(turned, 1 - factor, lead)
+        turned = np.roll(turned, 1 - factor, lead) if isinstance(turned, np.ndarray) else turned.roll(1 - factor, lead)
     inverse = np.argsort(order)
-    return turned.transpose(*range(lead), *(lead + int(axis) for axis in inverse))
+    return _transposed(turned, (*range(lead), *(lead + int(axis) for axis in inverse)))
+
+
+def _transposed(array: Array, order: tuple[int, ...]) -> Array:
+    return array.transpose(order) if isinstance(array, np.ndarray) else array.permute(order)
+
+
+def _flipped(array: Array, flips: tuple[int, ...]) -> Array:
+    axes = tuple(array.ndim - 3 + axis for axis in flips)
+    if not axes:
+        return array
+    return np.flip(array, axes) if isinstance(array, np.ndarray) else array.flip(axes)

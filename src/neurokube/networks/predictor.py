@@ -1,6 +1,8 @@
 """A network on a backend: windows in, probabilities out, the same bits for the same window every time."""
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -12,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from ..allocator import keep_freed
 from ..blocks import Vector
+from ..blocks.blending import Array
 from ..errors import ConfigurationError, NeuroKubeError
 from .bundle import Bundle, GeneratorArchitecture, OwnArchitecture, load_bundle
 
@@ -20,7 +23,11 @@ Precision = Literal["float32", "bfloat16"]
 
 
 BATCHES: dict[Backend, int] = {"openvino": 1, "torch": 2, "cuda": 4}
-"""Windows at once, where nobody says: PyTorch convolves a single small one on a CPU by a slow way."""
+"""Windows at once, where nobody says: PyTorch convolves a single small one on a CPU by a slow way.
+
+On an H200 our networks are at most 6 % faster in batches of 16 than of 4, and an eighth slower one by one, in bfloat16;
+in float32 some take twice as long in batches of 16.
+"""
 
 
 class Numerics(BaseModel):
@@ -95,14 +102,18 @@ def instructions() -> str:
 class Predictor:
     """A network that was made ready for windows of one shape."""
 
+    device: Any = None
+    """The PyTorch device whose tensors it takes beside NumPy arrays; None: none."""
+
     def __init__(self, bundle: Bundle, numerics: Numerics) -> None:
         self.card = bundle.card
         self.numerics = numerics
 
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __call__(self, images: Array) -> Array:
         """Return probabilities (n, labels, z, y, x) of normalized windows (n, z, y, x); n is at most the batch.
 
         Of a model that makes images, normalized grey values; each section becomes as many as the card's factor says.
+        Both are float32.  Of a tensor on `device` comes a tensor there, for which nobody has waited.
 
         Raises:
             NeuroKubeError: where the device's memory does not suffice.
@@ -112,16 +123,9 @@ class Predictor:
         given = len(images)
         if given < batch:
             # always one shape: another might be computed in another way
-            images = np.concatenate([images, np.zeros((batch - given, *images.shape[1:]), np.float32)])
-        try:
-            found = self._run(np.ascontiguousarray(images[:, None]))
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in ("out of memory", "alloc")):
-                raise NeuroKubeError(
-                    f"out of memory with windows of {self.numerics.window} in batches of {batch}: set a smaller "
-                    "'window' or 'network_batch' in the stage, which computes it anew, or free memory and run again"
-                ) from None
-            raise
+            images = _filled(images, batch)
+        with memory_told(self.numerics):
+            found = self._run(images[:, None])
         z, y, x = self.numerics.window
         expected = (batch, len(self.card.labels), self.card.factor * z, y, x)
         if found.shape != expected:
@@ -129,7 +133,31 @@ class Predictor:
         return found[:given]
 
     @abstractmethod
-    def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]: ...
+    def _run(self, images: Array) -> Array: ...
+
+
+def _filled(images: Array, batch: int) -> Array:
+    """Return windows with as many empty ones after them as a batch has room for."""
+    rest = (batch - len(images), *images.shape[1:])
+    if isinstance(images, np.ndarray):
+        return np.concatenate([images, np.zeros(rest, np.float32)])
+    import torch
+
+    return torch.cat([images, images.new_zeros(rest)])
+
+
+@contextmanager
+def memory_told(numerics: Numerics) -> Iterator[None]:
+    """Say what to set where memory does not suffice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in ("out of memory", "alloc")):
+            raise NeuroKubeError(
+                f"out of memory with windows of {numerics.window} in batches of {numerics.batch}: set a smaller "
+                "'window' or 'network_batch' in the stage, which computes it anew, or free memory and run again"
+            ) from None
+        raise
 
 
 class _Torch(Predictor):
@@ -142,6 +170,7 @@ class _Torch(Predictor):
         if self._device.type == "cpu":
             torch.set_num_threads(numerics.threads)
         else:
+            self.device = self._device
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.deterministic = True
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -150,16 +179,17 @@ class _Torch(Predictor):
             network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self._network = network
 
-    def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _run(self, images: Array) -> Array:
         import torch
 
+        host = isinstance(images, np.ndarray)
         with torch.inference_mode():
-            x = torch.from_numpy(images).to(self._device, self._dtype).contiguous(memory_format=torch.channels_last_3d)
+            x = torch.from_numpy(np.ascontiguousarray(images)) if host else images
+            x = x.to(self._device, self._dtype).contiguous(memory_format=torch.channels_last_3d)
             y = self._network(x).float()
             if self.card.output == "logits":
                 y = torch.sigmoid(y)
-            result: NDArray[np.float32] = y.cpu().numpy()
-        return result
+            return y.cpu().numpy() if host else y
 
 
 @cache
@@ -206,7 +236,7 @@ class _OpenVino(Predictor):
         self._request = core.compile_model(model, "CPU", settings).create_infer_request()
 
     def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        self._request.infer([images], share_inputs=True)
+        self._request.infer([np.ascontiguousarray(images)], share_inputs=True)
         return np.array(self._request.get_output_tensor(0).data, np.float32)
 
 
@@ -217,16 +247,19 @@ def open_predictor(model: str, sha256: str, numerics: Numerics) -> Predictor:
     Raises:
         ConfigurationError: where the backend is not here.
         DataError: where the bundle is damaged, or no longer the one with this checksum.
+        NeuroKubeError: where the device has no memory for its weights.
     """
     keep_freed()
     bundle = load_bundle(model)
     if bundle.card.sha256 != sha256:
         raise ConfigurationError(f"{bundle.folder}: its weights changed since the run was planned; run again")
-    software(numerics.backend)
-    if numerics.backend == "openvino":
-        _need_openvino(bundle)
-        return _OpenVino(bundle, numerics)
-    return _Torch(bundle, numerics)
+    # a card may be so full that not even its name can be asked for
+    with memory_told(numerics):
+        software(numerics.backend)
+        if numerics.backend == "openvino":
+            _need_openvino(bundle)
+            return _OpenVino(bundle, numerics)
+        return _Torch(bundle, numerics)
 
 
 def _need_openvino(bundle: Bundle) -> None:

@@ -24,7 +24,7 @@ from ..volumes import VolumeSpec
 from ..volumes.resampling import ALIKE
 from ..volumes.volume import nanometres
 from .base import Block, Data, Source, Step, Target, VolumeOutput, pyramid_steps
-from .inference import Writer, finished, layers_of
+from .inference import Writer, layers_of
 from .network import NetworkStage, Windows
 
 _STRIDES = ((16, 64), (32, 64), (32, 128), (64, 128), (64, 192))
@@ -222,9 +222,9 @@ class _Pass:
             assert mask is not None
             return np.asarray(mask.read(box) != 0)
 
-        parts = inference.layers(block.box, data.volume("image").read, None if mask is None else inside)
+        found = inference.finished(layers, data.volume("image").read, None if mask is None else inside, grey)
         with Writer() as writer:
-            for box, values in finished(parts, layers, 1, grey):
+            for box, values in found:
                 writer.write(lambda box=box, values=values: self._store(box, values[0], data))  # type: ignore[misc]
             writer.wait()
 

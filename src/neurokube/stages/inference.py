@@ -2,21 +2,27 @@
 
 While one layer of windows is predicted, the next is read and finished sections are written.  What a voxel
 becomes depends on the one global grid of windows alone, so no block, order or worker changes it.
+
+On a card all that is between the bytes that are read and those that are written happens there: windows are cut,
+normalized, permuted, predicted, weighed, added up and made bytes.  It is told to begin a layer before anybody waits
+for what it makes of the one before, so that it does not wait for the processor.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..blocks import Blend, Box, Vector, WindowGrid, quantized
+from ..blocks.blending import Array
 from ..networks import Normalization
 from ..networks.permutations import Permutation, permute, restore
-from ..networks.predictor import Predictor
+from ..networks.predictor import Predictor, memory_told
 
 Read = Callable[[Box], NDArray[np.uint8]]
 """Returns the grey values of a box inside the volume; 0 is empty."""
@@ -24,10 +30,10 @@ Inside = Callable[[Box], NDArray[np.bool_]]
 """Returns where in a box inside the volume there is anything to predict."""
 
 
-Parts = Iterator[tuple[Box, NDArray[np.float32]]]
-"""What a network makes of a box, part by part along z: (part, (label, z, y, x))."""
-Finish = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
-"""Turns what a network makes into what is stored."""
+Parts = Iterator[tuple[Box, Array]]
+"""What a network makes of a box, part by part along z: (part, (label, z, y, x)), float32, where it was computed."""
+Finish = Callable[[Array], Array]
+"""Turns what a network makes, float32, into what is stored, uint8: a NumPy array, or a tensor where it is."""
 Layer = tuple[Box, NDArray[np.uint8]]
 """A part of a block and what is stored there, (label, z, y, x)."""
 
@@ -55,23 +61,31 @@ class Inference:
     def layers(self, box: Box, read: Read, inside: Inside | None = None) -> Parts:
         """Yield the blended probabilities of a box, layer by layer along z: (part of the box, (label, z, y, x)).
 
-        What is yielded is overwritten when the next layer is asked for.  A window of which everything is 0, or lies
-        outside of what `inside` tells, is 0 without a prediction.
+        What is yielded is overwritten when the next layer is asked for; what a card was told to do with it before is
+        done before.  A window of which everything is 0, or lies outside of what `inside` tells, is 0 without a
+        prediction.
+
+        Raises:
+            NeuroKubeError: where memory does not suffice.
         """
         rows = self.made.along(0, box.start[0], box.stop[0])
         if not rows:
             return
         layers = [self._layer(row, box) for row in rows]
-        blend = Blend(self.made, max(layers, key=lambda layer: layer.shape[0]), len(self.labels))
+        numerics, largest = self.predictor.numerics, max(layers, key=lambda layer: layer.shape[0])
+        with memory_told(numerics):
+            blend = Blend(self.made, largest, len(self.labels), self._device(largest))
         blend.box = Box(layers[0].start, layers[0].start)
         with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self._source, rows[0], box, read, inside)
+            ahead = reader.submit(self._source, rows[0], box, read, inside, blend.device)
             for row, layer, following in zip(rows, layers, [*layers[1:], None], strict=True):
-                source = ahead.result()
+                with memory_told(numerics):
+                    source = ahead.result().on(blend.device)
                 if following is not None:
-                    ahead = reader.submit(self._source, row + 1, box, read, inside)
-                _advance(blend, layer)
-                self._predict(row, source, blend)
+                    ahead = reader.submit(self._source, row + 1, box, read, inside, blend.device)
+                with memory_told(numerics):
+                    blend.advance(layer)
+                    self._predict(row, source, blend)
                 # what the next layer of windows does not touch is final
                 final = layer.stop[0] if following is None else following.start[0]
                 part = Box(layer.start, (final, *layer.stop[1:]))
@@ -79,16 +93,64 @@ class Inference:
 
     def predict(self, box: Box, read: Read) -> NDArray[np.uint8]:
         """Return the probabilities of a whole box as 0 to 255, (label, z, y, x)."""
-        parts = [quantized(values) for _, values in self.layers(box, read)]
-        return np.concatenate(parts, 1)
+        [(_, values)] = self.finished([box], read, None, quantized)
+        return values
+
+    def finished(self, layers: Sequence[Box], read: Read, inside: Inside | None, finish: Finish) -> Iterator[Layer]:
+        """Yield layers, which follow one another along z, of parts of the same box, as they are to be stored."""
+        parts = self.layers(Box(layers[0].start, layers[-1].stop), read, inside)
+        following = iter(layers)
+        z = start = layers[0].start[0]
+        layer, values = layers[0], np.empty((len(self.labels), 0, *layers[0].shape[1:]), np.uint8)
+        for section in self._sections(parts, finish):
+            if z == start or z == layer.stop[0]:
+                layer = next(following)
+                values = np.empty((len(self.labels), *layer.shape), np.uint8)
+            for label, own in enumerate(section):
+                values[label, z - layer.start[0]] = own
+            z += 1
+            if z == layer.stop[0]:
+                yield layer, values
+
+    def _sections(self, parts: Parts, finish: Finish) -> Iterator[Sequence[NDArray[np.uint8]]]:
+        """Yield section by section what is made of parts: of each label (y, x)."""
+        coming: _Coming | None = None
+        for _, found in parts:
+            if isinstance(found, np.ndarray):
+                # section by section, which stay in the processor's cache
+                yield from ([finish(own) for own in found[:, k]] for k in range(found.shape[1]))
+                continue
+            # the card is at this part, or will be: what it made of the one before is taken meanwhile
+            before = coming
+            with memory_told(self.predictor.numerics):
+                coming = _Coming([finish(own) for own in found])
+            if before is not None:
+                yield from before.sections()
+        if coming is not None:
+            yield from coming.sections()
+
+    def _device(self, layer: Box) -> Any:
+        """Return where windows of a layer are added up: the predictor's device, or None, host memory.
+
+        That is also where a card is too small for a layer: where what a layer holds there is more than half of what
+        is free, since the network needs some too.  It is slower, and makes the same bits.
+        """
+        device = self.predictor.device
+        if device is None or device.type != "cuda":
+            return device
+        import torch
+
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+        return device if held_on_card(len(self.labels), self.factor) * layer.size < free / 2 else None
 
     def _layer(self, row: int, box: Box) -> Box:
         """Return the part of the box that the windows of a row along z contribute to; the rows before end in it."""
         start, stop = self.made.span(0, row)
         return Box((max(start, box.start[0]), *box.start[1:]), (min(stop, box.stop[0]), *box.stop[1:]))
 
-    def _source(self, row: int, box: Box, read: Read, inside: Inside | None) -> "_Slab":
-        """Read what the windows of a row see."""
+    def _source(self, row: int, box: Box, read: Read, inside: Inside | None, device: Any) -> "_Slab":
+        """Read what the windows of a row see; for a device into memory that it copies from while others go on."""
         volume = Box.of(self.grid.shape)
         starts, window = self.grid.starts, self.grid.window
         columns = [self.grid.along(axis, box.start[axis], box.stop[axis]) for axis in (1, 2)]
@@ -103,12 +165,18 @@ class Inference:
             # a volume smaller than a window goes on as in a mirror
             image = np.pad(image, pad, mode="reflect" if min(there.shape) > 1 else "symmetric")
             present = None if present is None else np.pad(present, pad)
-        return _Slab(wanted, image, present)
+        if device is not None:
+            import torch
+
+            held = torch.empty(image.shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            held.numpy()[...] = image
+            return _Slab(wanted, held.numpy(), present, held)
+        return _Slab(wanted, image, present, image)
 
     def _predict(self, row: int, source: "_Slab", blend: Blend) -> None:
         """Predict the windows of a row and add them in the order of their numbers."""
         layer = blend.box
-        waiting: list[tuple[int, NDArray[np.uint8]]] = []
+        waiting: list[tuple[int, Array]] = []
         ny, nx = len(self.grid.starts[1]), len(self.grid.starts[2])
         for y in self.grid.along(1, layer.start[1], layer.stop[1]):
             for x in self.grid.along(2, layer.start[2], layer.stop[2]):
@@ -122,31 +190,49 @@ class Inference:
         if waiting:
             self._batch(waiting, blend)
 
-    def _batch(self, windows: Sequence[tuple[int, NDArray[np.uint8]]], blend: Blend) -> None:
-        images = np.stack([self.normalization.apply(image) for _, image in windows])
-        mean: NDArray[np.float32] | None = None
+    def _batch(self, windows: Sequence[tuple[int, Array]], blend: Blend) -> None:
+        images = self._normalized([image for _, image in windows], blend.device)
+        mean: Array = None
         for permutation in self.permutations:
-            found = self.predictor(np.ascontiguousarray(permute(images, permutation)))
-            found = restore(found, permutation, self.factor)
-            found = found if self.labels == tuple(range(found.shape[1])) else found[:, list(self.labels)]
-            if mean is None:
-                mean = found if len(self.permutations) == 1 else found.copy()
-            else:
-                mean += found
-        assert mean is not None
+            found = restore(self.predictor(permute(images, permutation)), permutation, self.factor)
+            mean = found if mean is None else mean + found
         if len(self.permutations) > 1:
-            mean /= np.float32(len(self.permutations))
+            mean = _divided(mean, len(self.permutations))
         for (index, _), values in zip(windows, mean, strict=True):
-            blend.add(index, values)
+            kept = self.labels == tuple(range(len(values)))
+            blend.add(index, values if kept else _stacked([values[label] for label in self.labels]))
+
+    def _normalized(self, images: Sequence[Array], device: Any) -> Array:
+        """Return windows as the network sees them, (n, z, y, x), float32."""
+        if device is None:
+            return np.stack([self.normalization.apply(image) for image in images])
+        return self.normalization.on(device, _stacked(images))
 
 
-def _advance(blend: Blend, layer: Box) -> None:
-    """Move a blend along z, with what the rows of windows before left of the layer's first sections."""
-    moved = layer.start[0] - blend.box.start[0]
-    kept = blend.box.stop[0] - layer.start[0]
-    blend.sum[:, :kept] = blend.sum[:, moved : moved + kept]
-    blend.sum[:, kept:] = 0
-    blend.box = layer
+def _stacked(arrays: Sequence[Array]) -> Array:
+    if isinstance(arrays[0], np.ndarray):
+        return np.stack(arrays)
+    import torch
+
+    return torch.stack(list(arrays))
+
+
+def _divided(values: Array, by: int) -> Array:
+    if isinstance(values, np.ndarray):
+        return values / np.float32(by)
+    # by a tensor: by a plain number a card multiplies by its inverse, which is rounded
+    return values / values.new_full((), by)
+
+
+def host(values: Array) -> NDArray[Any]:
+    """Return an array in host memory; what a device is still to compute is waited for."""
+    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
+
+
+def held_on_card(labels: int, factor: int) -> int:
+    """Return the bytes a card holds for each voxel of a layer of windows."""
+    # the sums, what is finished of them twice, and on the way there floats of a label; two slabs of the image
+    return (6 * labels + 4) * factor + 2
 
 
 @dataclass(frozen=True)
@@ -154,14 +240,47 @@ class _Slab:
     box: Box
     image: NDArray[np.uint8]
     inside: NDArray[np.bool_] | None
+    cut: Array
+    """The image again, where windows are cut from it."""
 
-    def window(self, box: Box) -> NDArray[np.uint8] | None:
+    def on(self, device: Any) -> "_Slab":
+        """Return the slab with the image on a device, or on its way there."""
+        return self if device is None else replace(self, cut=self.cut.to(device, non_blocking=True))
+
+    def window(self, box: Box) -> Array | None:
         """Return the grey values of a window; None where it is empty or nothing in it is wanted."""
         here = box.relative_to(self.box.start).slices
         if self.inside is not None and not self.inside[here].any():
             return None
         image = self.image[here]
-        return image if image.any() else None
+        # a few voxels tell soon that there is something
+        return self.cut[here] if image[::8, ::8, ::8].any() or image.any() else None
+
+
+class _Coming:
+    """Finished labels (z, y, x) on their way from a device."""
+
+    def __init__(self, labels: Sequence[Array]) -> None:
+        import torch
+
+        card = labels[0].device.type == "cuda"
+        self._there = torch.empty((len(labels), *labels[0].shape), dtype=torch.uint8, pin_memory=card)
+        for own, label in zip(self._there, labels, strict=True):
+            own.copy_(label, non_blocking=True)
+        self._arrived = torch.cuda.Event() if card else None  # type: ignore[no-untyped-call]
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def arrived(self) -> NDArray[np.uint8]:
+        """Return all, (label, z, y, x), as soon as it is here."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._there.numpy()
+
+    def sections(self) -> Iterator[Sequence[NDArray[np.uint8]]]:
+        """Yield section by section what has arrived: of each label (y, x)."""
+        found = self.arrived()
+        yield from (list(found[:, k]) for k in range(found.shape[1]))
 
 
 class Writer:
@@ -187,24 +306,6 @@ class Writer:
         if self._last is not None:
             self._last.result()
             self._last = None
-
-
-def finished(parts: Parts, layers: Sequence[Box], labels: int, finish: Finish) -> Iterator[Layer]:
-    """Yield layers, which follow one another along z, of parts of the same box, as they are to be stored."""
-    following = iter(layers)
-    z = start = layers[0].start[0]
-    layer, values = layers[0], np.empty((labels, 0, *layers[0].shape[1:]), np.uint8)
-    for _, found in parts:
-        # section by section, which stay in the processor's cache
-        for section in range(found.shape[1]):
-            if z == start or z == layer.stop[0]:
-                layer = next(following)
-                values = np.empty((labels, *layer.shape), np.uint8)
-            for label, own in enumerate(found[:, section]):
-                values[label, z - layer.start[0]] = finish(own)
-            z += 1
-            if z == layer.stop[0]:
-                yield layer, values
 
 
 def layers_of(box: Box, depth: int) -> list[Box]:

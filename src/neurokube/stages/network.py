@@ -42,12 +42,15 @@ from .base import (
     VolumeOutput,
     same_grid,
 )
-from .inference import Inference, recomputation
+from .inference import Inference, held_on_card, recomputation
 
 _WASTE = 1.25
 """Blocks are made so large that at most this many windows are computed for each there is, where memory allows."""
 _DEEP = (1, 2, 4, 8, 16)
 """Layers of cells that a block may have; they come one after the other, so memory does not limit them."""
+_ROWS = 4
+"""Rows of windows along z that a block has on a GPU, where there are as many: it waits before the first is read and
+after the last is computed."""
 _BARE = 2**30
 """Bytes of a worker's own memory that a network on a GPU takes."""
 _DECISIVE = {"architecture", "channels", "labels", "output", "voxel_size", "normalization", "target"}
@@ -174,8 +177,10 @@ class NetworkStage(TiledStage):
         chosen = candidates[0]
         if len(candidates) > 1:
             cell = self.output("", self.made(image)).cell
-            smallest = self.column(cell[0], image, max(c.numerics.window[0] for c in candidates)) * prod(cell[1:])
-            chosen, peak = choose(self._model, card.sha256, candidates, self.memory * 2**30 - smallest)
+            deepest = max(c.numerics.window[0] for c in candidates)
+            column = self._card_column(image, deepest) if backend == "cuda" else self.column(cell[0], image, deepest)
+            spare = self.memory * 2**30 - column * prod(cell[1:])
+            chosen, peak = choose(self._model, card.sha256, candidates, spare)
         stride, halo, _ = found[candidates.index(chosen)][1]
         return Settled(
             sha256=card.sha256,
@@ -263,6 +268,11 @@ class NetworkStage(TiledStage):
     def column(self, depth: int, image: VolumeSpec, window: int) -> float:
         """Return the bytes that a block holds for each voxel (y, x) of its face, `depth` the sections of a cell."""
 
+    def _card_column(self, image: VolumeSpec, window: int) -> float:
+        """Return the bytes that a block holds on a GPU for each voxel (y, x) of its face."""
+        across = prod(self.seen(image)[1:]) / prod(image.shape[1:])
+        return held_on_card(len(self._channels), self.card.factor) * window * across
+
     def turns(self, image: VolumeSpec, window: Vector) -> Sequence[Permutation]:
         """Return the permutations of a window that are averaged."""
         return permutations(self._voxel_size(image), window)[: self.permutations]
@@ -288,13 +298,18 @@ class NetworkStage(TiledStage):
     def _block(self, output: VolumeOutput, image: VolumeSpec) -> Vector:
         """Return the smallest block that computes few windows twice, or the best of those that memory allows."""
         assert self.settled is not None
+        numerics, memory = self.settled.numerics, self.memory * 2**30
+        column = self.column(output.cell[0], image, numerics.window[0])
         # where nothing was tried half is left to the network
-        held = self.settled.peak or self.memory * 2**29
-        spare = self.memory * 2**30 - (held if self.settled.numerics.backend != "cuda" else _BARE)
-        column = self.column(output.cell[0], image, self.settled.numerics.window[0])
+        spare = memory - (self.settled.peak or memory / 2)
+        face, least = spare / column, 1
         counts = output.grid().counts
-        widest = min(int(sqrt(max(spare, 0) / column / prod(output.cell[1:]))), max(counts[1:]))
-        choices = product([d for d in _DEEP if d < 2 * counts[0]], range(1, max(1, widest) + 1))
+        if numerics.backend == "cuda":
+            face = min((memory - _BARE) / column, spare / self._card_column(image, numerics.window[0]))
+            rows = -(-_ROWS * self.settled.stride[0] * self.card.factor // output.cell[0])
+            least = min(rows, counts[0], _DEEP[-1])
+        widest = min(int(sqrt(max(face, 0) / prod(output.cell[1:]))), max(counts[1:]))
+        choices = product([d for d in _DEEP if least <= d < 2 * counts[0]], range(1, max(1, widest) + 1))
         sizes = sorted(((deep, wide, wide) for deep, wide in choices), key=prod)
         blocks = [Blocks(output.grid(), size).box(0).shape for size in sizes]
         wastes = [self.recomputation(image, block) for block in blocks]

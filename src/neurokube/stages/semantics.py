@@ -18,7 +18,7 @@ from ..volumes import Volume, VolumeSpec
 from ..volumes.resampling import Resampling
 from ..volumes.volume import nanometres
 from .base import Block, Data, Source, Step, Target, VolumeOutput, pyramid_steps
-from .inference import Inference, Inside, Layer, Parts, Read, Writer, finished, layers_of
+from .inference import Inference, Inside, Layer, Parts, Read, Writer, host, layers_of
 from .network import NetworkStage, Windows
 
 
@@ -190,7 +190,7 @@ def predicted(
     read = _reader(image, to_model)
     inside = None if mask is None else _wanted(mask, to_model)
     if to_model.is_identity:
-        yield from finished(inference.layers(box, read, inside), layers, len(inference.labels), quantized)
+        yield from inference.finished(layers, read, inside, quantized)
     else:
         back = to_model.inverse
         whole = back.needed(box)
@@ -202,7 +202,7 @@ def _resampled(parts: Parts, layers: Sequence[Box], back: Resampling, whole: Box
     held = np.empty((labels, 0, *whole.shape[1:]), np.float32)
     top = whole.start[0]
     for part, probabilities in parts:
-        held = np.concatenate([held, probabilities], 1)
+        held = np.concatenate([held, host(probabilities)], 1)
         while waiting and (needed := back.needed(waiting[0])).stop[0] <= part.stop[0]:
             held, top = held[:, needed.start[0] - top :], needed.start[0]
             own = held[:, : needed.shape[0]]

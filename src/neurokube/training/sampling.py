@@ -1,6 +1,7 @@
 """Training windows: which, and what is done to them; each a pure function of the seed and its number."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -31,6 +32,29 @@ class Numbered(Dataset[tuple[Tensor, ...]]):
 
     def __len__(self) -> int:
         return self.count
+
+
+class Ahead(Dataset[tuple[Tensor, ...]]):
+    """Windows that threads prepare before they are asked for, which is in ascending order, `step` numbers apart.
+
+    A card that learns waits for windows otherwise, and the processor for the card.
+    """
+
+    def __init__(self, windows: Numbered, step: int, threads: int) -> None:
+        self._windows, self._step, self._most = windows, step, 2 * threads
+        self._coming: dict[int, Future[tuple[Tensor, ...]]] = {}
+        # each with a core of its own
+        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        """Return a window."""
+        for number in range(index, min(index + self._step * self._most, len(self)), self._step):
+            if number not in self._coming:
+                self._coming[number] = self._pool.submit(self._windows.__getitem__, number)
+        return self._coming.pop(index).result()
 
 
 class Windows(Numbered):

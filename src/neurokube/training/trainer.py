@@ -17,6 +17,7 @@ from ..errors import ConfigurationError, Drained, NeuroKubeError, surroundings
 from ..networks import Bundle, load_bundle, write_bundle
 from ..networks.precision import fast_bfloat16
 from ..progress import progress
+from ..words import counted
 from . import semantics
 from .config import AnyTraining, Superresolution, Training
 from .folder import MARK, check_folder, claim, identity_of
@@ -141,6 +142,16 @@ def _trainer(settings: AnyTraining, folder: Path, keeper: Keeper, module: Learne
         # each device would have an image buffer of its own
         devices = 1
     several = torch.cuda.device_count() if devices == -1 else int(devices)
+    if graphics:
+        if several > torch.cuda.device_count():
+            raise ConfigurationError(
+                f"devices: {several}, but here {'is' if torch.cuda.device_count() == 1 else 'are'} "
+                f"{counted(torch.cuda.device_count(), 'GPU')}; leave it out to use all there are"
+            )
+        # whatever a prediction in the same process has set, as it is by default
+        torch.backends.cudnn.allow_tf32 = True
+        # of a maximum the gradient has no deterministic implementation; where windows do not overlap it needs none
+        warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
     return Trainer(
         accelerator="gpu" if graphics else "cpu",
         devices=devices,
@@ -149,7 +160,7 @@ def _trainer(settings: AnyTraining, folder: Path, keeper: Keeper, module: Learne
         # the keeper says when to stop: how many epochs there are depends on how often it was stopped
         max_epochs=-1,
         reload_dataloaders_every_n_epochs=1,
-        deterministic=not graphics,
+        deterministic="warn" if graphics else True,
         logger=_loggers(settings, folder),
         callbacks=[keeper],
         enable_checkpointing=False,
