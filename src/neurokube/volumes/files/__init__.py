@@ -4,9 +4,10 @@
 for formats whose integers are too short for them.
 """
 
+from . import hdf5, mrc
 from .relabelling import Relabelling, relabelled
 from .writing import Sections, Writer
 
-WRITERS: dict[str, Writer] = {}
+WRITERS: dict[str, Writer] = {writer.name: writer for writer in (hdf5.WRITER, mrc.WRITER)}
 
 __all__ = ["WRITERS", "Relabelling", "Sections", "Writer", "relabelled"]

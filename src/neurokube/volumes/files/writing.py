@@ -20,6 +20,20 @@ from ..volume import VolumeSpec
 BATCH_BYTES = 1 << 25
 """Most memory for the sections that are asked for at a time, where one is not larger."""
 
+EVERY_DTYPE = (
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "uint32",
+    "int32",
+    "uint64",
+    "int64",
+    "float16",
+    "float32",
+    "float64",
+)
+
 Sections = Callable[[int, int], NDArray[Any]]
 """Returns the sections from one to another, the latter excluded, shape ([c,] z, y, x)."""
 
@@ -82,10 +96,14 @@ class Writer:
         return f"{'labels' if spec.kind == 'labels' else 'images'}; {given}"
 
 
+def section_bytes(spec: VolumeSpec) -> int:
+    """Return the memory of one section with all its channels."""
+    return max(1, prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize * (spec.channels or 1))
+
+
 def batches(spec: VolumeSpec, multiple: int = 1) -> Iterator[tuple[int, int]]:
     """Yield from which section to which to ask for next; `multiple` of them at least, and multiples of it."""
-    section = max(1, prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize * (spec.channels or 1))
-    step = max(1, BATCH_BYTES // (section * multiple)) * multiple
+    step = max(1, BATCH_BYTES // (section_bytes(spec) * multiple)) * multiple
     for start in range(0, spec.shape[0], step):
         yield start, min(start + step, spec.shape[0])
 
