@@ -1,13 +1,15 @@
 """Sources: image stacks as microscopes and other tools leave them, read a few sections at a time.
 
-A source is a folder of TIFF, PNG or JPEG slices, a multi-page TIFF, an HDF5 dataset, an MRC file or a .npy
-file.  What can be known from headers is checked when a source is opened, before any work starts.
+A source is a folder of TIFF, PNG, JPEG or DM slices, a multi-page TIFF, or one of the `files`: an HDF5 dataset, a
+NRRD, NIfTI, MRC, AmiraMesh, DM3, DM4 or .npy file.  What can be known from headers is checked when a source is
+opened, before any work starts.
 """
 
 import logging
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from math import gcd, prod
@@ -22,16 +24,26 @@ from numpy.typing import NDArray
 from ..blocks import Vector
 from ..errors import DataError, UsageError
 from ..words import counted
-from .files import hdf5, mrc, npy
-from .files.reading import GRAY, Source, blaming, by, nanometres_of, plausible, three_axes
+from .files import amira, dm, hdf5, mrc, nifti, npy, nrrd
+from .files.reading import GRAY, Source, blaming, by, nanometres_of, placed, plausible, three_axes
 from .volume import Nanometres
 
 __all__ = ["Source", "open_source"]
 
 _TIFF = (".tif", ".tiff")
 _JPEG = (".jpg", ".jpeg")
-_SLICES = (*_TIFF, ".png", *_JPEG)
-_KINDS = "a folder of TIFF, PNG or JPEG slices, a .tif, .h5, .mrc or .npy file"
+_SLICES = (*_TIFF, ".png", *_JPEG, *dm.SUFFIXES)
+_KINDS = "a folder of TIFF, PNG, JPEG or DM slices, a .tif, .h5, .nrrd, .nii, .mrc, .am, .dm3, .dm4 or .npy file"
+
+_READERS: dict[str, Callable[[Path], Source]] = {
+    **dict.fromkeys(mrc.SUFFIXES, mrc.open_mrc),
+    **dict.fromkeys(nrrd.SUFFIXES, nrrd.open_nrrd),
+    **dict.fromkeys(nifti.SUFFIXES, nifti.open_nifti),
+    **dict.fromkeys(amira.SUFFIXES, amira.open_amira),
+    **dict.fromkeys(dm.SUFFIXES, dm.open_dm),
+    ".npy": npy.open_npy,
+}
+"""What reads a file of one stack, by the end of its name."""
 
 
 def open_source(path: str, dataset: str | None = None, *, allow_gaps: bool = False) -> Source:
@@ -52,7 +64,7 @@ def open_source(path: str, dataset: str | None = None, *, allow_gaps: bool = Fal
     file = Path(path).expanduser()
     if not file.exists():
         raise DataError(f"{path}: no such file or folder; give the path of {_KINDS}")
-    suffix = file.suffix.lower()
+    suffix = _suffix(file)
     if dataset is not None and suffix not in hdf5.SUFFIXES:
         raise UsageError(f"{path}: --dataset {dataset} is for HDF5 files only; leave it out")
     with blaming(path):
@@ -62,11 +74,14 @@ def open_source(path: str, dataset: str | None = None, *, allow_gaps: bool = Fal
             return _open_tiff(file)
         if suffix in hdf5.SUFFIXES:
             return hdf5.open_hdf5(file, dataset)
-        if suffix in mrc.SUFFIXES:
-            return mrc.open_mrc(file)
-        if suffix == ".npy":
-            return npy.open_npy(file)
+        if suffix in _READERS:
+            return _READERS[suffix](file)
     raise DataError(f"{path}: not a kind of file that can be imported; give {_KINDS}")
+
+
+def _suffix(file: Path) -> str:
+    """Return the end of a file's name that says its kind, `.nii.gz` as a whole."""
+    return "".join(file.suffixes[-2:] if file.suffix.lower() == ".gz" else file.suffixes[-1:]).lower()
 
 
 # Folders of slices
@@ -74,10 +89,11 @@ def open_source(path: str, dataset: str | None = None, *, allow_gaps: bool = Fal
 
 @dataclass(frozen=True)
 class _Slice:
-    """What the header of one slice says: its size (y, x) and type."""
+    """What the header of one slice says: its size (y, x) and type, and (not compared) the voxel size in nm."""
 
     size: tuple[int, int]
     dtype: np.dtype[Any]
+    voxel_size: Nanometres | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{by(self.size)} {self.dtype}"
@@ -102,6 +118,7 @@ def _open_folder(folder: Path, allow_gaps: bool) -> Source:
         shape=(len(files), *first.size),
         dtype=first.dtype,
         sections=partial(_read_slices, files, first),
+        voxel_size=first.voxel_size,
         lossy=files[0].suffix.lower() in _JPEG,
         remarks=tuple(remarks),
     )
@@ -124,7 +141,7 @@ def _slices_of(folder: Path) -> tuple[list[Path], list[str]]:
 
 def _kind(file: Path) -> str:
     suffix = file.suffix.lower()
-    return "TIFF" if suffix in _TIFF else "JPEG" if suffix in _JPEG else "PNG"
+    return "TIFF" if suffix in _TIFF else "JPEG" if suffix in _JPEG else "DM" if suffix in dm.SUFFIXES else "PNG"
 
 
 def _parts(file: Path) -> tuple[list[str], list[int]]:
@@ -174,6 +191,8 @@ def _gap(files: list[Path]) -> str | None:
 
 def _probe(file: Path) -> _Slice:
     with blaming(file):
+        if file.suffix.lower() in dm.SUFFIXES:
+            return _probe_dm(file)
         return _probe_tiff(file) if file.suffix.lower() in _TIFF else _probe_pillow(file)
 
 
@@ -183,7 +202,14 @@ def _probe_tiff(file: Path) -> _Slice:
             raise DataError(f"{file}: holds {len(tif.pages)} pages; import it as a file, or save one page a slice")
         page = tif.pages.first
         _check_page(file, page, tif.filehandle.size)
-        return _Slice(page.shape, page.dtype.newbyteorder("="))
+        return _Slice(page.shape, page.dtype.newbyteorder("="), _tiff_size(tif))
+
+
+def _probe_dm(file: Path) -> _Slice:
+    source = dm.open_dm(file)
+    if source.shape[0] > 1:
+        raise DataError(f"{file}: holds {source.shape[0]} sections; import it as a file, or save one section a slice")
+    return _Slice(source.shape[1:], source.dtype, source.voxel_size)
 
 
 def _probe_pillow(file: Path) -> _Slice:
@@ -218,6 +244,8 @@ def _read_slices(files: list[Path], expected: _Slice, start: int, stop: int) -> 
 
 
 def _decode(file: Path) -> NDArray[Any]:
+    if file.suffix.lower() in dm.SUFFIXES:
+        return dm.open_dm(file).read(0, 1)[0]
     if file.suffix.lower() not in _TIFF:
         return _decode_pillow(file, 0)
     with _tifffile().TiffFile(file) as tif:
@@ -313,6 +341,7 @@ def _stack_of_pages(file: Path, tif: Any) -> Source:
         shape=shape,
         dtype=first.dtype.newbyteorder("="),
         voxel_size=_tiff_size(tif),
+        offset=_imagej_offset(tif),
     )
     if first.dataoffset is not None and len(tif.series) == 1:
         # uncompressed and in one piece, as Fiji writes it, with or without a page for each section
@@ -351,3 +380,12 @@ def _tiff_size(tif: Any) -> Nanometres | None:
         sizes = [float(metadata.get("spacing", 0)), *(float(n / d) if n else 0.0 for d, n in per_unit)]
         return plausible([s * unit for s in sizes])
     return None
+
+
+def _imagej_offset(tif: Any) -> Nanometres | None:
+    """Return the place of the first voxel, which ImageJ's metadata give by the voxel that is at 0."""
+    size = _tiff_size(tif) if tif.is_imagej else None
+    if size is None:
+        return None
+    origin = [float(tif.imagej_metadata.get(f"{axis}origin", 0)) for axis in "zyx"]
+    return placed([-o * s for o, s in zip(origin, size, strict=True)]) if any(origin) else None

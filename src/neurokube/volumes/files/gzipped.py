@@ -1,4 +1,4 @@
-"""Random access to gzip data: places to go on from are kept while it is read once, forwards."""
+"""Random access to gzip and zlib data: places to go on from are kept while it is read once, forwards."""
 
 import threading
 import zlib
@@ -21,7 +21,7 @@ class _Place:
 
 
 class Gzipped:
-    """The decompressed bytes of a gzip file, from byte `start` of the file on; safe in threads.
+    """The decompressed bytes of gzip or zlib data that begins at byte `start` of a file; safe in threads.
 
     What lies ahead is decompressed and dropped, what lies behind is reached from the nearest place that was kept:
     memory is bounded, and reading backwards does not begin anew each time.
@@ -31,7 +31,7 @@ class Gzipped:
         self._file = file.open("rb")
         self._spacing = spacing
         self._lock = threading.Lock()
-        self._places = [_Place(start, 0, zlib.decompressobj(wbits=31))]
+        self._places = [_Place(start, 0, zlib.decompressobj(wbits=47))]  # 47: either kind
         self._now = self._copy(self._places[0])
 
     def read(self, start: int, count: int) -> bytearray:

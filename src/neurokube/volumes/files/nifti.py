@@ -14,7 +14,7 @@ from ...errors import DataError
 from ...words import counted
 from ..volume import Nanometres, VolumeSpec
 from .gzipped import Gzipped
-from .reading import Source, mapped, placed, plausible, three_axes
+from .reading import DEFLATE, Source, expandable, mapped, placed, plausible, three_axes
 from .writing import Sections, Writer, batches, whole_file
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -34,6 +34,8 @@ def open_nifti(file: Path) -> Source:
         slope, intercept, remark = _scaling(header)
         if stream is None:
             voxels = mapped(file, dtype, start, shape)
+        else:
+            expandable(file, start + prod(shape) * dtype.itemsize, DEFLATE)
         section = prod(shape[1:]) * dtype.itemsize
 
         def sections(first: int, last: int) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from ...errors import DataError
 from ...words import counted
 from ..volume import Nanometres, VolumeSpec
 from .gzipped import Gzipped
-from .reading import Source, by, mapped, nanometres_of, placed, plausible, three_axes
+from .reading import DEFLATE, Source, by, expandable, mapped, nanometres_of, placed, plausible, three_axes
 from .writing import Sections, Writer, batches, whole_file
 
 SUFFIXES = (".nrrd", ".nhdr")
@@ -80,6 +80,7 @@ def _raw(file: Path, dtype: np.dtype[Any], start: int, shape: Vector, skip: int,
 
 
 def _gzip(file: Path, dtype: np.dtype[Any], start: int, shape: Vector) -> tuple[Any, Any]:
+    expandable(file, prod(shape) * dtype.itemsize, DEFLATE)
     stream = Gzipped(file, start)
     section = prod(shape[1:]) * dtype.itemsize
 

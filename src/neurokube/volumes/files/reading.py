@@ -145,3 +145,16 @@ def mapped(file: Path, dtype: np.dtype[Any], start: int, shape: Vector) -> NDArr
             "restore it from the original"
         )
     return np.memmap(file, dtype, "r", start, shape)
+
+
+DEFLATE = 1032.0
+"""Most bytes that a byte of gzip or zlib data can become."""
+
+
+def expandable(file: Path, count: int, ratio: float) -> None:
+    """Refuse a header that says more than compressed data can hold, `ratio` bytes a byte of the file."""
+    if count > ratio * file.stat().st_size:
+        raise DataError(
+            f"{file}: is truncated, its {file.stat().st_size} bytes cannot hold the {count} that its header says; "
+            "restore it from the original"
+        )
