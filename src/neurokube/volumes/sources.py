@@ -377,7 +377,7 @@ def _tiff_size(tif: Any) -> Nanometres | None:
         unit = nanometres_of(str(metadata.get("unit", "")))
         tags = tif.pages.first.tags
         per_unit = [tags[name].value if name in tags else (0, 1) for name in ("YResolution", "XResolution")]
-        sizes = [float(metadata.get("spacing", 0)), *(float(n / d) if n else 0.0 for d, n in per_unit)]
+        sizes = [float(metadata.get("spacing", 0)), *(float(n / d) if n and d else 0.0 for d, n in per_unit)]
         return plausible([s * unit for s in sizes])
     return None
 
