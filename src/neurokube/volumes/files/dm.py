@@ -59,7 +59,8 @@ def open_dm(file: Path) -> Source:
     images = [image for _, image in sorted(tags.images.items()) if image.sizes and image.bytes]
     if not images:
         raise DataError(f"{file}: holds no image; restore it from the original")
-    image = max(images, key=lambda i: i.bytes)
+    # the preview is in colours, and may be the larger one
+    image = max(images, key=lambda i: (i.pixels in _PIXELS, i.bytes))
     if image.pixels not in _PIXELS:
         said = _NO_NUMBERS.get(image.pixels, f"type {image.pixels}")
         raise DataError(f"{file}: holds {said} values; only real numbers can be imported")

@@ -75,8 +75,8 @@ def _header(file: Path, stream: Gzipped | None) -> Any:
     if stream:
         try:
             block = bytes(stream.read(0, length))
-        except EOFError:
-            block = b""
+        except EOFError:  # a small image of the first version
+            block = bytes(stream.read(0, 348))
     else:
         with file.open("rb") as raw:
             block = raw.read(length)

@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import re
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +33,9 @@ _TYPES = {
     "float32": ("float",),
     "float64": ("double",),
 }
+Reading = tuple[Callable[[int, int], NDArray[Any]], Callable[[], None]]
+"""What reads sections, and what closes the file."""
+
 _RAW, _GZIP = ("raw",), ("gzip", "gz")
 
 
@@ -44,10 +49,11 @@ def open_nrrd(file: Path) -> Source:
     encoding = str(header.get("encoding", "")).lower()
     if encoding not in _RAW + _GZIP:
         raise DataError(f"{file}: is encoded as '{encoding}'; save it as raw or gzip")
-    skip = _number(file, header, "byte skip"), _number(file, header, "line skip")
-    if encoding in _GZIP and skip != (0, 0):
-        raise DataError(f"{file}: skips bytes or lines of compressed data; save it without them")
-    sections, close = _raw(data, dtype, start, shape, *skip) if encoding in _RAW else _gzip(data, dtype, start, shape)
+    skip, lines = _number(header, "byte skip"), _number(header, "line skip")
+    if skip < -1 or lines < 0 or (skip == -1 and encoding in _GZIP):
+        raise DataError(f"{file}: skips {skip} bytes and {lines} lines of {encoding} data; correct its header")
+    start = _after_lines(data, start, lines)
+    sections, close = (_raw if encoding in _RAW else _gzip)(data, dtype, start, shape, skip)
     return Source(
         path=str(file),
         description=f"NRRD file of {counted(shape[0], 'section')}",
@@ -62,33 +68,33 @@ def open_nrrd(file: Path) -> Source:
     )
 
 
-def _raw(file: Path, dtype: np.dtype[Any], start: int, shape: Vector, skip: int, lines: int) -> tuple[Any, Any]:
+def _raw(file: Path, dtype: np.dtype[Any], start: int, shape: Vector, skip: int) -> Reading:
     if skip == -1:  # the data is what the file ends in
-        start = file.stat().st_size - prod(shape) * dtype.itemsize
-    elif skip < -1 or lines < 0:
-        raise DataError(f"{file}: skips {skip} bytes and {lines} lines; correct the header")
-    elif skip or lines:
-        start += skip
-        with file.open("rb") as raw:
-            raw.seek(start)
-            for _ in range(lines):
-                if not raw.readline(_MOST_HEADER):
-                    break
-            start = raw.tell()
-    voxels = mapped(file, dtype, start, shape)
+        start, skip = file.stat().st_size - prod(shape) * dtype.itemsize, 0
+    voxels = mapped(file, dtype, start + skip, shape)
     return (lambda a, b: voxels[a:b]), (lambda: None)
 
 
-def _gzip(file: Path, dtype: np.dtype[Any], start: int, shape: Vector) -> tuple[Any, Any]:
+def _gzip(file: Path, dtype: np.dtype[Any], start: int, shape: Vector, skip: int) -> Reading:
     expandable(file, prod(shape) * dtype.itemsize, DEFLATE)
     stream = Gzipped(file, start)
     section = prod(shape[1:]) * dtype.itemsize
 
     def sections(first: int, last: int) -> NDArray[Any]:
-        data = stream.read(first * section, (last - first) * section)
+        data = stream.read(skip + first * section, (last - first) * section)
         return np.frombuffer(data, dtype).reshape(last - first, *shape[1:])
 
     return sections, stream.close
+
+
+def _after_lines(file: Path, start: int, lines: int) -> int:
+    """Return the byte at which what follows some lines begins."""
+    with file.open("rb") as raw:
+        raw.seek(start)
+        for _ in range(lines):
+            if not raw.readline(_MOST_HEADER):
+                break
+        return raw.tell()
 
 
 def _read_header(file: Path) -> tuple[dict[str, Any], int]:
@@ -100,12 +106,14 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
     stop = min((at + len(end) for end in (b"\n\n", b"\r\n\r\n") if (at := text.find(end)) >= 0), default=len(text))
     if not text.startswith(b"NRRD"):
         raise DataError(f"{file}: does not begin as a NRRD file; restore it from the original")
+    if re.search(rb"^data ?file:\s*(LIST|.*%)", text[:stop], re.MULTILINE | re.IGNORECASE):
+        raise DataError(f"{file}: its data is in several files; save it as one, as Slicer does, or import the slices")
     # the encoding is ASCII; other tools write µm as UTF-8
     return dict(nrrd.read_header(io.BytesIO(text[:stop].decode("utf-8", "replace").encode("ascii", "replace")))), stop
 
 
-def _number(file: Path, header: dict[str, Any], name: str) -> int:
-    return int(header.get(name, 0))
+def _number(header: dict[str, Any], name: str) -> int:
+    return int(header.get(name, header.get(name.replace(" ", ""), 0)))
 
 
 def _shape(file: Path, header: dict[str, Any]) -> Vector:
@@ -135,8 +143,6 @@ def _data_file(file: Path, header: dict[str, Any], start: int) -> tuple[Path, in
     name = header.get("data file", header.get("datafile"))
     if name is None:
         return file, start
-    if str(name).startswith("LIST") or "%" in str(name):
-        raise DataError(f"{file}: its data is in several files; save it as one, as Slicer does, or import the slices")
     data = file.parent / str(name)
     if not data.is_file():
         raise DataError(f"{file}: its data file {name} is not there; put it beside the header")
