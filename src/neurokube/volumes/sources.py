@@ -245,7 +245,7 @@ def _read_slices(files: list[Path], expected: _Slice, start: int, stop: int) -> 
 
 def _decode(file: Path) -> NDArray[Any]:
     if file.suffix.lower() in dm.SUFFIXES:
-        return dm.open_dm(file).read(0, 1)[0]
+        return np.asarray(dm.open_dm(file).read(0, 1)[0])
     if file.suffix.lower() not in _TIFF:
         return _decode_pillow(file, 0)
     with _tifffile().TiffFile(file) as tif:

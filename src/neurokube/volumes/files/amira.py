@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,7 @@ def open_amira(file: Path) -> Source:
     )
 
 
-def _byte_order(file: Path, first: str) -> str:
+def _byte_order(file: Path, first: str) -> Literal["<", ">"]:
     if "ASCII" in first:
         raise DataError(f"{file}: holds its voxels as text; save it as AmiraMesh binary")
     return "<" if "LITTLE-ENDIAN" in first else ">"
@@ -81,7 +81,7 @@ def _shape(file: Path, text: str) -> Vector:
     return z, y, x
 
 
-def _field(file: Path, text: str, order: str) -> tuple[np.dtype[Any], str, int]:
+def _field(file: Path, text: str, order: Literal["<", ">"]) -> tuple[np.dtype[Any], str, int]:
     """Return the type of the field whose data comes first, its coding ("" for none) and the length of that."""
     found = re.search(r"Lattice\s*\{\s*(\w+)(\[\d+\])?\s+\w+\s*\}\s*=?\s*@1(?:\((\w+),(\d{1,18})\))?", text)
     if not found:
@@ -194,7 +194,7 @@ def _write(path: Path, spec: VolumeSpec, sections: Sections, *, token: str = "")
         for start, stop in batches(spec):
             data = np.ascontiguousarray(sections(start, stop), order)
             most = max(most, int(data.max())) if coded else 0
-            out.write(_run_lengths(data) if coded else memoryview(data))
+            out.write(_run_lengths(data) if coded else data.data)
         length = out.tell() - room
         out.write(b"\n")
         if coded:

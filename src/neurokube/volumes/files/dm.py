@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass, field
 from math import isfinite, prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -113,7 +113,7 @@ class _Tags:
                 raise DataError(f"{file}: does not begin as a DM3 or DM4 file; restore it from the original")
             self._number = ">i" if self.version == 3 else ">q"
             self._take(self._number)  # the length of the file
-            self.order = "<" if self._take(">i") == 1 else ">"
+            self.order: Literal["<", ">"] = "<" if self._take(">i") == 1 else ">"
             self._group(())
             del self._data
 

@@ -66,7 +66,7 @@ def _write(path: Path, spec: VolumeSpec, sections: Sections, *, token: str = "")
         for start, stop in batches(spec):
             data = np.ascontiguousarray(sections(start, stop), np.dtype(spec.dtype).newbyteorder("<"))
             statistics.add(data)
-            out.write(memoryview(data))
+            out.write(data.data)
         out.seek(0)
         out.write(_header(spec, statistics))
     return ()

@@ -187,7 +187,7 @@ def _write(path: Path, spec: VolumeSpec, sections: Sections, *, token: str = "")
             out = stack.enter_context(gzip.GzipFile("", "wb", 1, out, mtime=0))
         out.write(_written_header(spec))
         for start, stop in batches(spec):
-            out.write(memoryview(np.ascontiguousarray(sections(start, stop), order)))
+            out.write(np.ascontiguousarray(sections(start, stop), order).data)
     return ()
 
 

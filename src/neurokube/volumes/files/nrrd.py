@@ -194,7 +194,7 @@ def _write(path: Path, spec: VolumeSpec, sections: Sections, *, token: str = "")
         out.write(_header(spec))
         packed = gzip.GzipFile("", "wb", 1, out, mtime=0) if spec.kind == "labels" else None
         for start, stop in batches(spec):
-            (packed or out).write(memoryview(np.ascontiguousarray(sections(start, stop), order)))
+            (packed or out).write(np.ascontiguousarray(sections(start, stop), order).data)
         if packed:
             packed.close()
     return ()
