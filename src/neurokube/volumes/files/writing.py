@@ -76,7 +76,8 @@ class Writer:
         """
         if spec.channels is not None and not self.channels:
             raise UsageError(
-                f"{self.name}: holds one channel and the volume has {spec.channels}; use --format hdf5 or imagej"
+                f"{self.name}: holds one channel and the volume has {spec.channels}; choose one with --channel, "
+                "or use --format hdf5 or imagej"
             )
         if self.most is not None and max(spec.shape) > self.most:
             shown = " x ".join(str(n) for n in spec.shape)
