@@ -112,13 +112,15 @@ def demo(
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="folder of slices, TIFF, HDF5 (file.h5:dataset), MRC or .npy")],
+    source: Annotated[str, typer.Argument(help="folder of slices, TIFF, HDF5 (file.h5:dataset), MRC, NIfTI, ...")],
     destination: Annotated[str, typer.Argument(help="volume to create, as image.zarr")],
     voxel_size: Annotated[str | None, typer.Option(help="Z,Y,X in nm [default: what the file says]")] = None,
     labels: Annotated[bool, typer.Option("--labels", help="values are labels, not intensities")] = False,
     dataset: Annotated[str | None, typer.Option(help="dataset inside an HDF5 file")] = None,
     to_8bit: Annotated[str | None, typer.Option(help="16 to 8 bit: 'auto', or LOW,HIGH intensities")] = None,
-    offset: Annotated[str, typer.Option(help="position Z,Y,X of the first voxel in nm")] = "0,0,0",
+    offset: Annotated[
+        str | None, typer.Option(help="position Z,Y,X of the first voxel in nm [default: what the file says, or 0]")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a volume that is there")] = False,
     allow_gaps: Annotated[bool, typer.Option("--allow-gaps", help="accept missing slice numbers")] = False,
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="threads that decode slices")] = 2,
@@ -137,7 +139,7 @@ def import_(
         kind="labels" if labels else "image",
         dataset=dataset,
         to_8bit="auto" if to_8bit == "auto" else None if to_8bit is None else _numbers(to_8bit, "--to-8bit", 2),
-        offset=_numbers(offset, "--offset"),
+        offset=None if offset is None else _numbers(offset, "--offset"),
         overwrite=overwrite,
         allow_gaps=allow_gaps,
         workers=workers,

@@ -64,14 +64,14 @@ def import_volume(
     dataset: str | None = None,
     to_8bit: Range | Literal["auto"] | None = None,
     overwrite: bool = False,
-    offset: Nanometres = (0.0, 0.0, 0.0),
+    offset: Nanometres | None = None,
     allow_gaps: bool = False,
     quiet: bool = False,
     workers: int = 2,
 ) -> ImportReport:
     """Import an image stack (see `open_source`) as a multiscale volume, and check what was written.
 
-    `voxel_size` and `offset` are (z, y, x) in nm; a size that the source says itself may be left out.
+    `voxel_size` and `offset` are (z, y, x) in nm; what the source says itself may be left out.
     Images are stored as uint8: `to_8bit` gives the range of values that becomes 0 to 255, "auto" takes the
     0.1 and 99.9 percentiles of a sample of sections.  Labels are stored as uint64, uint8 masks as uint8.
 
@@ -87,7 +87,8 @@ def import_volume(
     with open_source(source, dataset, allow_gaps=allow_gaps) as stack:
         size = _voxel_size(stack, voxel_size)
         gray_range = _gray_range(stack, kind, to_8bit)
-        spec = VolumeSpec(stack.shape, _stored_dtype(stack, kind), size, offset, kind)
+        place = offset or stack.offset or (0.0, 0.0, 0.0)
+        spec = VolumeSpec(stack.shape, _stored_dtype(stack, kind), size, place, kind)
         convert = _conversion(stack, spec, gray_range)
         provenance = {"path": source, "description": stack.description, "gray_range": gray_range}
         with _destination(destination, source, spec, overwrite) as work:
@@ -96,6 +97,9 @@ def import_volume(
             writing.check()
             writing.announce({"fingerprint": fingerprint, "source": provenance})
         remarks = stack.remarks
+        if offset is None and any(place):
+            shown = ",".join(f"{o:g}" for o in place)
+            remarks += (f"its first voxel is at {shown} nm, as it says itself; --offset 0,0,0 puts it at 0",)
     findings = inspect_volume(open_volume(destination))
     seconds = time.monotonic() - began
     rate = prod(spec.shape) / seconds / 1e6
@@ -108,7 +112,8 @@ def import_volume(
 def _voxel_size(stack: Source, given: Nanometres | None) -> Nanometres:
     size = given or stack.voxel_size
     if size is None:
-        raise UsageError(f"{stack.path}: says no voxel size; give it in nm with --voxel-size Z,Y,X, as 50,4,4")
+        why = f" ({'; '.join(stack.remarks)})" if stack.remarks else ""
+        raise UsageError(f"{stack.path}: says no voxel size{why}; give it in nm with --voxel-size Z,Y,X, as 50,4,4")
     if len(size) != 3 or not all(isfinite(s) and s > 0 for s in size):
         shown = ",".join(f"{s:g}" for s in size)
         raise UsageError(f"voxel size {shown}: --voxel-size needs three positive numbers Z,Y,X in nm, as 50,4,4")

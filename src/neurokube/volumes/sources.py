@@ -1,79 +1,49 @@
 """Sources: image stacks as microscopes and other tools leave them, read a few sections at a time.
 
-A source is a folder of TIFF, PNG or JPEG slices, a multi-page TIFF, an HDF5 dataset, an MRC file or a .npy
-file.  What can be known from headers is checked when a source is opened, before any work starts.
+A source is a folder of TIFF, PNG, JPEG or DM slices, a multi-page TIFF, or one of the `files`: an HDF5 dataset, a
+NRRD, NIfTI, MRC, AmiraMesh, DM3, DM4 or .npy file.  What can be known from headers is checked when a source is
+opened, before any work starts.
 """
 
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from math import gcd, isfinite, prod
+from math import gcd, prod
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..blocks import Vector
-from ..errors import DataError, NeuroKubeError, UsageError
+from ..errors import DataError, UsageError
 from ..words import counted
+from .files import amira, dm, hdf5, mrc, nifti, npy, nrrd
+from .files.reading import GRAY, Source, blaming, by, nanometres_of, placed, plausible, three_axes
 from .volume import Nanometres
+
+__all__ = ["Source", "open_source"]
 
 _TIFF = (".tif", ".tiff")
 _JPEG = (".jpg", ".jpeg")
-_SLICES = (*_TIFF, ".png", *_JPEG)
-_HDF5 = (".h5", ".hdf5", ".hdf", ".he5")
-_MRC = (".mrc", ".mrcs", ".rec", ".st", ".ali", ".map")
-_KINDS = "a folder of TIFF, PNG or JPEG slices, a .tif, .h5, .mrc or .npy file"
-_GRAY = "convert it to one gray channel first, in Fiji by Image > Type > 8-bit"
+_SLICES = (*_TIFF, ".png", *_JPEG, *dm.SUFFIXES)
+_KINDS = "a folder of TIFF, PNG, JPEG or DM slices, a .tif, .h5, .nrrd, .nii, .mrc, .am, .dm3, .dm4 or .npy file"
 
-
-@dataclass(frozen=True)
-class Source:
-    """An open stack of sections; close it, or use it as a context manager.
-
-    `shape` is (z, y, x) in voxels; `voxel_size` is (z, y, x) in nanometres where the file itself says it;
-    `batch` is the number of sections that are best read together; `remarks` says what was passed over.
-    """
-
-    path: str
-    description: str
-    shape: Vector
-    dtype: np.dtype[Any]
-    sections: Callable[[int, int], NDArray[Any]]
-    voxel_size: Nanometres | None = None
-    batch: int = 1
-    lossy: bool = False
-    remarks: tuple[str, ...] = ()
-    close: Callable[[], None] = lambda: None
-
-    def __post_init__(self) -> None:
-        if self.dtype.kind not in "biuf":
-            raise DataError(f"{self.path}: holds {self.dtype} values; only real numbers can be imported")
-        if min(self.shape) == 0:
-            raise DataError(f"{self.path}: has no voxels, its shape (z, y, x) is {_by(self.shape)}; export it again")
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Return the sections from `start` to `stop`, `stop` excluded, shape (z, y, x); safe in threads.
-
-        Raises:
-            DataError: where they are damaged; it names the slice.
-        """
-        with _blaming(f"{self.path}: sections {start} to {stop - 1}"):
-            return np.ascontiguousarray(self.sections(start, stop), self.dtype)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+_READERS: dict[str, Callable[[Path], Source]] = {
+    **dict.fromkeys(mrc.SUFFIXES, mrc.open_mrc),
+    **dict.fromkeys(nrrd.SUFFIXES, nrrd.open_nrrd),
+    **dict.fromkeys(nifti.SUFFIXES, nifti.open_nifti),
+    **dict.fromkeys(amira.SUFFIXES, amira.open_amira),
+    **dict.fromkeys(dm.SUFFIXES, dm.open_dm),
+    ".npy": npy.open_npy,
+}
+"""What reads a file of one stack, by the end of its name."""
 
 
 def open_source(path: str, dataset: str | None = None, *, allow_gaps: bool = False) -> Source:
@@ -87,54 +57,31 @@ def open_source(path: str, dataset: str | None = None, *, allow_gaps: bool = Fal
         DataError: where the input is missing, damaged, or cannot be a stack of gray sections.
         UsageError: where `dataset` is given for something other than HDF5.
     """
-    if not Path(path).exists() and (match := re.fullmatch(rf"(.+(?:{'|'.join(_HDF5)})):(.+)", path)):
+    if not Path(path).exists() and (match := re.fullmatch(rf"(.+(?:{'|'.join(hdf5.SUFFIXES)})):(.+)", path)):
         if dataset is not None:
             raise UsageError(f"{path}: names a dataset, and so does --dataset {dataset}; give one of them")
         path, dataset = match.groups()
     file = Path(path).expanduser()
     if not file.exists():
         raise DataError(f"{path}: no such file or folder; give the path of {_KINDS}")
-    suffix = file.suffix.lower()
-    if dataset is not None and suffix not in _HDF5:
+    suffix = _suffix(file)
+    if dataset is not None and suffix not in hdf5.SUFFIXES:
         raise UsageError(f"{path}: --dataset {dataset} is for HDF5 files only; leave it out")
-    with _blaming(path):
+    with blaming(path):
         if file.is_dir():
             return _open_folder(file, allow_gaps)
         if suffix in _TIFF:
             return _open_tiff(file)
-        if suffix in _HDF5:
-            return _open_hdf5(file, dataset)
-        if suffix in _MRC:
-            return _open_mrc(file)
-        if suffix == ".npy":
-            return _open_npy(file)
+        if suffix in hdf5.SUFFIXES:
+            return hdf5.open_hdf5(file, dataset)
+        if suffix in _READERS:
+            return _READERS[suffix](file)
     raise DataError(f"{path}: not a kind of file that can be imported; give {_KINDS}")
 
 
-@contextmanager
-def _blaming(what: object) -> Iterator[None]:
-    """Turn what a decoder says of a damaged file into one line that names it."""
-    try:
-        yield
-    except (NeuroKubeError, MemoryError):
-        raise
-    except Exception as error:
-        # decoders let out struct.error, zlib.error, SyntaxError, KeyError and more for damaged bytes
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise DataError(
-            f"{what}: cannot be read, it may be truncated ({reason}); restore it from the original"
-        ) from None
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(n) for n in shape)
-
-
-def _three_axes(path: object, shape: tuple[int, ...]) -> Vector:
-    if len(shape) != 3:
-        raise DataError(f"{path}: has {len(shape)} axes ({_by(shape)}); save one gray stack with axes z, y, x")
-    z, y, x = shape
-    return int(z), int(y), int(x)
+def _suffix(file: Path) -> str:
+    """Return the end of a file's name that says its kind, `.nii.gz` as a whole."""
+    return "".join(file.suffixes[-2:] if file.suffix.lower() == ".gz" else file.suffixes[-1:]).lower()
 
 
 # Folders of slices
@@ -142,13 +89,14 @@ def _three_axes(path: object, shape: tuple[int, ...]) -> Vector:
 
 @dataclass(frozen=True)
 class _Slice:
-    """What the header of one slice says: its size (y, x) and type."""
+    """What the header of one slice says: its size (y, x) and type, and (not compared) the voxel size in nm."""
 
     size: tuple[int, int]
     dtype: np.dtype[Any]
+    voxel_size: Nanometres | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        return f"{_by(self.size)} {self.dtype}"
+        return f"{by(self.size)} {self.dtype}"
 
 
 def _open_folder(folder: Path, allow_gaps: bool) -> Source:
@@ -170,6 +118,7 @@ def _open_folder(folder: Path, allow_gaps: bool) -> Source:
         shape=(len(files), *first.size),
         dtype=first.dtype,
         sections=partial(_read_slices, files, first),
+        voxel_size=first.voxel_size,
         lossy=files[0].suffix.lower() in _JPEG,
         remarks=tuple(remarks),
     )
@@ -192,7 +141,7 @@ def _slices_of(folder: Path) -> tuple[list[Path], list[str]]:
 
 def _kind(file: Path) -> str:
     suffix = file.suffix.lower()
-    return "TIFF" if suffix in _TIFF else "JPEG" if suffix in _JPEG else "PNG"
+    return "TIFF" if suffix in _TIFF else "JPEG" if suffix in _JPEG else "DM" if suffix in dm.SUFFIXES else "PNG"
 
 
 def _parts(file: Path) -> tuple[list[str], list[int]]:
@@ -241,7 +190,9 @@ def _gap(files: list[Path]) -> str | None:
 
 
 def _probe(file: Path) -> _Slice:
-    with _blaming(file):
+    with blaming(file):
+        if file.suffix.lower() in dm.SUFFIXES:
+            return _probe_dm(file)
         return _probe_tiff(file) if file.suffix.lower() in _TIFF else _probe_pillow(file)
 
 
@@ -251,7 +202,14 @@ def _probe_tiff(file: Path) -> _Slice:
             raise DataError(f"{file}: holds {len(tif.pages)} pages; import it as a file, or save one page a slice")
         page = tif.pages.first
         _check_page(file, page, tif.filehandle.size)
-        return _Slice(page.shape, page.dtype.newbyteorder("="))
+        return _Slice(page.shape, page.dtype.newbyteorder("="), _tiff_size(tif))
+
+
+def _probe_dm(file: Path) -> _Slice:
+    source = dm.open_dm(file)
+    if source.shape[0] > 1:
+        raise DataError(f"{file}: holds {source.shape[0]} sections; import it as a file, or save one section a slice")
+    return _Slice(source.shape[1:], source.dtype, source.voxel_size)
 
 
 def _probe_pillow(file: Path) -> _Slice:
@@ -259,7 +217,7 @@ def _probe_pillow(file: Path) -> _Slice:
         # a palette of grays is a way to save space; any other would need a decision of the user
         palette = image.getpalette("RGB") if image.mode == "P" else None
         if palette is not None and not (palette[::3] == palette[1::3] == palette[2::3]):
-            raise DataError(f"{file}: has a palette of colours; {_GRAY}")
+            raise DataError(f"{file}: has a palette of colours; {GRAY}")
         modes = {
             "1": "bool",
             "L": "uint8",
@@ -270,14 +228,14 @@ def _probe_pillow(file: Path) -> _Slice:
             "F": "float32",
         }
         if image.mode not in modes:
-            raise DataError(f"{file}: is {image.mode}, not gray; {_GRAY}")
+            raise DataError(f"{file}: is {image.mode}, not gray; {GRAY}")
         return _Slice((image.height, image.width), np.dtype(modes[image.mode]))
 
 
 def _read_slices(files: list[Path], expected: _Slice, start: int, stop: int) -> NDArray[Any]:
     out = np.empty((stop - start, *expected.size), expected.dtype)
     for target, file in zip(out, files[start:stop], strict=True):
-        with _blaming(file):
+        with blaming(file):
             data = _decode(file)
             if data.shape != expected.size or data.dtype.newbyteorder("=") != expected.dtype:
                 raise DataError(f"{file}: has changed while it was imported; import again")
@@ -286,6 +244,8 @@ def _read_slices(files: list[Path], expected: _Slice, start: int, stop: int) -> 
 
 
 def _decode(file: Path) -> NDArray[Any]:
+    if file.suffix.lower() in dm.SUFFIXES:
+        return np.asarray(dm.open_dm(file).read(0, 1)[0])
     if file.suffix.lower() not in _TIFF:
         return _decode_pillow(file, 0)
     with _tifffile().TiffFile(file) as tif:
@@ -322,9 +282,9 @@ def _tifffile() -> ModuleType:
 def _check_page(file: Path, page: Any, size: int) -> None:
     """Refuse a page that is not gray or that the file, of `size` bytes, does not hold whole."""
     if page.ndim != 2 or page.samplesperpixel > 1:
-        raise DataError(f"{file}: has {max(page.samplesperpixel, page.ndim)} channels, as RGB images have; {_GRAY}")
+        raise DataError(f"{file}: has {max(page.samplesperpixel, page.ndim)} channels, as RGB images have; {GRAY}")
     if page.photometric == _tifffile().PHOTOMETRIC.PALETTE and (np.ptp(page.colormap, axis=0) > 0).any():
-        raise DataError(f"{file}: has a palette of colours; {_GRAY}")
+        raise DataError(f"{file}: has a palette of colours; {GRAY}")
     _check_whole(file, page, size)
 
 
@@ -356,19 +316,19 @@ def _page_shape(file: Path, tif: Any) -> Vector:
     first = tif.series[0]
     _check_page(file, first.keyframe, tif.filehandle.size)
     if "C" in first.axes:
-        raise DataError(f"{file}: has {first.shape[first.axes.index('C')]} channels; {_GRAY}")
+        raise DataError(f"{file}: has {first.shape[first.axes.index('C')]} channels; {GRAY}")
     if len(first.shape) > 2:
-        _three_axes(file, first.shape)
+        three_axes(file, first.shape)
     depth = 0
     for series in tif.series:  # pages written one by one are a series each
         page = series.keyframe
         if page.shape != first.keyframe.shape or page.dtype != first.keyframe.dtype:
             raise DataError(
-                f"{file}: page {page.index} is {_by(page.shape)} {page.dtype} but page 0 is "
-                f"{_by(first.keyframe.shape)} {first.keyframe.dtype}; save all pages alike"
+                f"{file}: page {page.index} is {by(page.shape)} {page.dtype} but page 0 is "
+                f"{by(first.keyframe.shape)} {first.keyframe.dtype}; save all pages alike"
             )
         depth += prod(series.shape[:-2])
-    return _three_axes(file, (depth, *first.keyframe.shape))
+    return three_axes(file, (depth, *first.keyframe.shape))
 
 
 def _stack_of_pages(file: Path, tif: Any) -> Source:
@@ -381,6 +341,7 @@ def _stack_of_pages(file: Path, tif: Any) -> Source:
         shape=shape,
         dtype=first.dtype.newbyteorder("="),
         voxel_size=_tiff_size(tif),
+        offset=_imagej_offset(tif),
     )
     if first.dataoffset is not None and len(tif.series) == 1:
         # uncompressed and in one piece, as Fiji writes it, with or without a page for each section
@@ -400,20 +361,6 @@ def _stack_of_pages(file: Path, tif: Any) -> Source:
     return whole(sections=sections, close=tif.close)
 
 
-_UNITS = {
-    "nm": 1.0,
-    "µm": 1e3,
-    "um": 1e3,
-    "micron": 1e3,
-    "microns": 1e3,
-    "Å": 0.1,
-    "A": 0.1,
-    "mm": 1e6,
-    "cm": 1e7,
-    "m": 1e9,
-}
-
-
 def _tiff_size(tif: Any) -> Nanometres | None:
     """Return the voxel size that ImageJ or OME metadata give; a bare TIFF resolution is that of a printer."""
     if tif.is_ome:
@@ -421,119 +368,24 @@ def _tiff_size(tif: Any) -> Nanometres | None:
         pixels = next((e for e in tree.iter() if e.tag.endswith("Pixels")), None)
         found = {} if pixels is None else pixels.attrib
         sizes = [
-            float(found.get(f"PhysicalSize{axis}", 0)) * _UNITS.get(found.get(f"PhysicalSize{axis}Unit", "µm"), 0)
+            float(found.get(f"PhysicalSize{axis}", 0)) * nanometres_of(found.get(f"PhysicalSize{axis}Unit", "µm"))
             for axis in "ZYX"
         ]
-        return _plausible(sizes)
+        return plausible(sizes)
     if tif.is_imagej:
         metadata = tif.imagej_metadata
-        unit = _UNITS.get(str(metadata.get("unit", "")).replace("\\u00B5", "µ").replace("μ", "µ"), 0)
+        unit = nanometres_of(str(metadata.get("unit", "")))
         tags = tif.pages.first.tags
         per_unit = [tags[name].value if name in tags else (0, 1) for name in ("YResolution", "XResolution")]
-        sizes = [float(metadata.get("spacing", 0)), *(float(n / d) if n else 0.0 for d, n in per_unit)]
-        return _plausible([s * unit for s in sizes])
+        sizes = [float(metadata.get("spacing", 0)), *(float(n / d) if n and d else 0.0 for d, n in per_unit)]
+        return plausible([s * unit for s in sizes])
     return None
 
 
-def _plausible(sizes: list[float]) -> Nanometres | None:
-    if len(sizes) != 3 or not all(isfinite(s) and s > 0 for s in sizes):
+def _imagej_offset(tif: Any) -> Nanometres | None:
+    """Return the place of the first voxel, which ImageJ's metadata give by the voxel that is at 0."""
+    size = _tiff_size(tif) if tif.is_imagej else None
+    if size is None:
         return None
-    z, y, x = (float(f"{s:.6g}") for s in sizes)
-    return z, y, x
-
-
-# HDF5, MRC, NumPy
-
-
-def _open_hdf5(file: Path, name: str | None) -> Source:
-    import h5py
-
-    h5 = h5py.File(file, "r")
-    try:
-        dataset = _dataset(file, h5, name)
-        shape = _three_axes(f"{file}:{dataset.name}", dataset.shape)
-        return Source(
-            path=f"{file}:{dataset.name.lstrip('/')}",
-            description=f"HDF5 dataset {dataset.name}",
-            shape=shape,
-            dtype=dataset.dtype.newbyteorder("="),
-            sections=lambda a, b: dataset[a:b],
-            voxel_size=_hdf5_size(dataset),
-            batch=dataset.chunks[0] if dataset.chunks else 16,
-            close=h5.close,
-        )
-    except BaseException:
-        h5.close()
-        raise
-
-
-def _dataset(file: Path, h5: Any, name: str | None) -> Any:
-    """Return the dataset of that name, or else the only one of three axes."""
-    import h5py
-
-    found: list[Any] = []
-    h5.visititems(lambda _, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
-    if name is not None:
-        if name not in h5 or not isinstance(h5[name], h5py.Dataset):
-            raise DataError(f"{file}: no dataset '{name}'; it holds {_listing(found)}")
-        return h5[name]
-    stacks = [item for item in found if len(item.shape) == 3]
-    if len(stacks) != 1:
-        raise DataError(f"{file}: choose a dataset of three axes with --dataset; it holds {_listing(found)}")
-    return stacks[0]
-
-
-def _listing(datasets: list[Any]) -> str:
-    names = [f"{d.name.lstrip('/')} ({_by(d.shape)} {d.dtype})" for d in datasets]
-    return ", ".join(names[:10]) + f" and {len(names) - 10} more" * (len(names) > 10) if names else "no datasets"
-
-
-def _hdf5_size(dataset: Any) -> Nanometres | None:
-    """Return the voxel size that attributes give, as CREMI (nm) and ilastik (micrometres) write it."""
-    for name, unit in (("voxel_size_nm", 1.0), ("resolution", 1.0), ("element_size_um", 1e3)):
-        if name in dataset.attrs:
-            sizes = [float(s) * unit for s in np.ravel(dataset.attrs[name])]
-            order = str(dataset.attrs.get("axes", "zyx")).lower()
-            return _plausible(sizes[::-1] if order == "xyz" else sizes) if order in ("zyx", "xyz") else None
-    return None
-
-
-def _open_mrc(file: Path) -> Source:
-    import mrcfile
-
-    mrc = mrcfile.mmap(file, "r")
-    data: NDArray[Any] = mrc.data
-    shape = _three_axes(file, (1, *data.shape) if data.ndim == 2 else data.shape)
-    dtype = data.dtype.newbyteorder("=")
-    # IMOD's bytes are unsigned unless it says otherwise; the standard's are signed
-    stamp, flags = np.frombuffer(mrc.header.extra2.tobytes(), mrc.header.nx.dtype, 2, offset=40)
-    if data.dtype == np.int8 and stamp == _IMOD and not flags & 1:
-        data, dtype = data.view(np.uint8), np.dtype(np.uint8)
-    sizes = [float(mrc.voxel_size[axis]) / 10 for axis in ("z", "y", "x")]
-    unset = all(s == 0.1 for s in np.round(sizes, 6))  # IMOD writes 1 Å where it does not know
-    return Source(
-        path=str(file),
-        description=f"MRC file of {counted(shape[0], 'section')}",
-        shape=shape,
-        dtype=dtype,
-        sections=lambda a, b: data.reshape(shape)[a:b],
-        voxel_size=None if unset else _plausible(sizes),
-        batch=16,
-        close=mrc.close,
-    )
-
-
-_IMOD = 1146047817
-"""The number by which IMOD marks the headers that it writes."""
-
-
-def _open_npy(file: Path) -> Source:
-    data = np.load(file, mmap_mode="r", allow_pickle=False)
-    return Source(
-        path=str(file),
-        description="NumPy array",
-        shape=_three_axes(file, data.shape),
-        dtype=data.dtype.newbyteorder("="),
-        sections=lambda a, b: data[a:b],
-        batch=16,
-    )
+    origin = [float(tif.imagej_metadata.get(f"{axis}origin", 0)) for axis in "zyx"]
+    return placed([-o * s for o, s in zip(origin, size, strict=True)]) if any(origin) else None

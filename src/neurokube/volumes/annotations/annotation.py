@@ -15,8 +15,8 @@ from ...blocks import Box, Vector
 from ...errors import DataError, UsageError
 from ...progress import progress
 from ...words import counted
+from ..files.reading import Source, blaming
 from ..importing import _destination, _Writing
-from ..sources import Source, _blaming
 from ..volume import Nanometres, Volume, VolumeSpec, open_volume
 from .fiji import open_rois
 from .imod import MAGIC, open_model
@@ -124,7 +124,7 @@ def _open(source: str, dataset: str | None, names: Mapping[int, str] | None) -> 
     if file.is_dir() and is_zarr(file):
         return open_zarr(source, dataset)
     if file.suffix.lower() == ".zip" and file.is_file():
-        with _blaming(source), ZipFile(file) as archive:
+        with blaming(source), ZipFile(file) as archive:
             entries = archive.namelist()
         if any(PROPERTIES in (entry, Path(entry).name) or entry.endswith(".nml") for entry in entries):
             return open_webknossos(source, dataset)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import DataError
 from ...words import counted
-from ..sources import _blaming
+from ..files.reading import blaming
 from .outlines import Outline, Ring, ellipse, open_outlines
 from .painted import Painted, class_ids
 
@@ -48,14 +48,14 @@ def _rois(file: Path) -> Iterator[tuple[str, Any]]:
     from roifile import ImagejRoi
 
     for name, data in _entries(file):
-        with _blaming(f"{file}: {name}"):
+        with blaming(f"{file}: {name}"):
             roi = ImagejRoi.frombytes(data)
             yield roi.name or name, roi
 
 
 def _entries(file: Path) -> Iterator[tuple[str, bytes]]:
     if file.suffix.lower() == ".zip":
-        with _blaming(file), ZipFile(file) as archive:
+        with blaming(file), ZipFile(file) as archive:
             names = [name for name in archive.namelist() if name.lower().endswith(".roi")]
             yield from [(Path(name).stem, archive.read(name)) for name in names]
         return

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...errors import DataError
 from ...words import counted
-from ..sources import _blaming
+from ..files.reading import blaming
 from ..volume import Nanometres
 from .outlines import Outline, Ring, nest, open_outlines
 from .painted import Painted, class_ids
@@ -42,7 +42,7 @@ def open_model(path: str, asked: Mapping[int, str] | None = None) -> Painted:
     Raises:
         DataError: where the file is damaged, or was drawn on an image turned about x.
     """
-    with _blaming(path):
+    with blaming(path):
         data = Path(path).expanduser().read_bytes()
         flags, pixel, units = _header(data)
         shift, objects = _chunks(data, flags)

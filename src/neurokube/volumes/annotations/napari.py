@@ -8,7 +8,7 @@ import numpy as np
 
 from ...errors import DataError
 from ...words import counted
-from ..sources import _blaming
+from ..files.reading import blaming
 from .outlines import Outline, Ring, ellipse, open_outlines
 from .painted import Painted
 
@@ -25,7 +25,7 @@ def open_shapes(path: str, asked: Mapping[int, str] | None = None) -> Painted:
         DataError: where it is not such a table, or a shape does not lie in one section.
     """
     file = Path(path).expanduser()
-    with _blaming(path), file.open(newline="") as text:
+    with blaming(path), file.open(newline="") as text:
         reader = csv.DictReader(text)
         rows, columns = list(reader), list(reader.fieldnames or ())
     axes = [column for column in columns if column.startswith("axis-")]
@@ -36,7 +36,7 @@ def open_shapes(path: str, asked: Mapping[int, str] | None = None) -> Painted:
         )
     corners: dict[int, list[list[float]]] = {}
     types: dict[int, str] = {}
-    with _blaming(path):
+    with blaming(path):
         for row in rows:
             index = int(float(row["index"]))
             types[index] = row["shape-type"]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ...blocks import Box, Vector
 from ...errors import DataError
-from ..sources import _blaming
+from ..files.reading import blaming
 from ..volume import Nanometres
 from .arrays import LabelArray, arrays_below, driver_of, listing
 from .painted import Painted
@@ -46,7 +46,7 @@ def open_n5(path: str, dataset: str | None) -> Painted:
     """
     root = Path(path).expanduser()
     folder = root / dataset if dataset else root
-    with _blaming(path):
+    with blaming(path):
         group = _label_source(path, root, folder)
         s0 = next((f for f in (group / "data" / "s0", group / "s0") if driver_of(f)), group)
         attributes = [_attributes(f) for f in (s0, s0.parent, group)]
@@ -147,7 +147,7 @@ class MultisetArray:
             if file.is_file():
                 block = self._box((z, y, x))
                 part = block.clip(box)
-                with _blaming(file):
+                with blaming(file):
                     labels = _labels(file.read_bytes(), self._decompress)
                     if labels.shape != block.shape:
                         raise ValueError(f"block of {labels.shape}, not {block.shape}")

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ...blocks import Box
 from ...errors import DataError
 from ...words import counted
-from ..sources import Source, _blaming, _in_order, _pillow, _section_numbers, _slices_of, _tifffile, open_source
+from ..files.reading import Source, blaming
+from ..sources import _in_order, _pillow, _section_numbers, _slices_of, _tifffile, open_source
 from .painted import PIECE, Painted
 
 
@@ -61,7 +62,7 @@ def _planes(file: Path) -> Source | None:
     """Open a TIFF of three or four sections that its writer, as napari does, took for the planes of a colour image."""
     if not file.is_file() or file.suffix.lower() not in (".tif", ".tiff"):
         return None
-    with _blaming(file), _tifffile().TiffFile(file) as tif:
+    with blaming(file), _tifffile().TiffFile(file) as tif:
         page = tif.pages.first
         if len(tif.pages) > 1 or page.axes != "SYX":
             return None
@@ -89,7 +90,7 @@ def _refuse_colours(file: Path) -> None:
 
 
 def _has_colours(file: Path) -> bool:
-    with _blaming(file):
+    with blaming(file):
         if file.suffix.lower() in (".tif", ".tiff"):
             with _tifffile().TiffFile(file) as tif:
                 page = tif.pages.first

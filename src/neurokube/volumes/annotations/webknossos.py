@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from zipfile import ZipFile
 
 from ...errors import DataError
-from ..sources import _blaming
+from ..files.reading import blaming
 from ..volume import NANOMETRES, Nanometres
 from .arrays import LabelArray, driver_of
 from .painted import Painted
@@ -47,7 +47,7 @@ def open_webknossos(path: str, dataset: str | None) -> Painted:
 def _unpack(path: str, file: Path, unpacked: ExitStack) -> Path:
     """Unpack a zip, which holds a file a chunk, until `unpacked` is closed."""
     folder = Path(unpacked.enter_context(TemporaryDirectory(prefix="neurokube-")))
-    with _blaming(path), ZipFile(file) as archive:
+    with blaming(path), ZipFile(file) as archive:
         archive.extractall(folder)
     inside = [found.parent for found in folder.glob(f"*/{PROPERTIES}")]
     return inside[0] if len(inside) == 1 and not is_webknossos(folder) else folder
@@ -58,7 +58,7 @@ def _annotation(path: str, folder: Path, dataset: str | None, unpacked: ExitStac
     nmls = sorted(folder.glob("*.nml"))
     if len(nmls) != 1:
         raise DataError(f"{path}: holds {len(nmls)} .nml files and no {PROPERTIES}; give one annotation at a time")
-    with _blaming(f"{path}: {nmls[0].name}"):
+    with blaming(f"{path}: {nmls[0].name}"):
         chosen = _choose(path, _annotated(nmls[0]), dataset)
     data = folder / chosen.location
     if not data.is_file():
@@ -114,7 +114,7 @@ def _nanometres(xyz: Sequence[float], unit: str | None) -> Nanometres:
 
 def _layer(path: str, folder: Path, dataset: str | None, annotated: _Annotated) -> Painted:
     """Return the segmentation layer of a folder, or the one named `dataset`."""
-    with _blaming(f"{path}: {PROPERTIES}"):
+    with blaming(f"{path}: {PROPERTIES}"):
         properties = json.loads((folder / PROPERTIES).read_text())
         layer = _segmentation(path, properties["dataLayers"], dataset)
         mags = layer.get("mags") or [{"mag": mag} for mag in layer.get("resolutions", ())]

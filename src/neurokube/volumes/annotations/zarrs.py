@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import DataError
-from ..sources import _blaming
+from ..files.reading import blaming
 from ..volume import NANOMETRES, Nanometres, _placed
 from .arrays import LabelArray, arrays_below, driver_of, listing
 from .painted import Painted
@@ -28,7 +28,7 @@ def open_zarr(path: str, dataset: str | None) -> Painted:
     """
     root = Path(path).expanduser()
     folder = root / dataset if dataset else root
-    with _blaming(path):
+    with blaming(path):
         found = _ome(folder) if is_zarr(folder) else None
     if found is None:
         return _painted(LabelArray(_only_array(path, root, folder)))
