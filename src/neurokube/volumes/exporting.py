@@ -540,7 +540,7 @@ def together(workers: int, items: Iterable[int], work: Callable[[int], None]) ->
 
 def _file_writers() -> Mapping[str, Any]:
     name = "neurokube.volumes.files"
-    return import_module(name).WRITERS if find_spec(name) else {}  # type: ignore[no-any-return]
+    return import_module(name).WRITERS if find_spec(name) else {}
 
 
 def _to_file(
