@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -60,7 +61,7 @@ def export(volume, destination, format, **options):
 def pyramid(data, spec, factors):
     """Return what each resolution must be, each made of the one before."""
     levels = [data]
-    for fine, coarse in zip(factors, factors[1:], strict=False):
+    for fine, coarse in pairwise(factors):
         step = tuple(b // a for a, b in zip(fine, coarse, strict=True))
         levels.append(downsample(levels[-1], step, spec.kind))
     return levels
@@ -240,7 +241,7 @@ def test_lookup_names_the_chunks_of_each_label(labels, tmp_path, monkeypatch):
         chunks = {tuple(k // c * c for k, c in zip(p, (16, 128, 128), strict=True)) for p in np.argwhere(data == label)}
         ends = {c: [min(a + n, s) - 1 for a, n, s in zip(c, (16, 128, 128), LABELS.shape, strict=True)] for c in chunks}
         assert found[label] == {(*c[::-1], *ends[c][::-1]) for c in chunks}
-    shape, content = chunk(group / "unique-labels/s0/0/0/0")
+    content = chunk(group / "unique-labels/s0/0/0/0")[1]
     assert np.array_equal(np.frombuffer(content, ">u8"), np.unique(data[:16, :128, :128]))
 
 
@@ -268,8 +269,8 @@ def test_labels_beyond_java_are_refused(tmp_path):
 # What other tools read
 
 READ_BACK = {
-    "zarr-ome-zarr": "import zarr; a = zarr.open(url, mode='r')['0'][:]; meta = zarr.open(url, mode='r').attrs.asdict()",
-    "zarr-ome-zarr-0.4": "import zarr; a = zarr.open(url, mode='r')['0'][:]; meta = zarr.open(url, mode='r').attrs.asdict()",
+    "zarr-ome-zarr": "import zarr; g = zarr.open(url, mode='r'); a = g['0'][:]; meta = g.attrs.asdict()",
+    "zarr-ome-zarr-0.4": "import zarr; g = zarr.open(url, mode='r'); a = g['0'][:]; meta = g.attrs.asdict()",
     "ome_zarr-ome-zarr": """
         from ome_zarr.io import parse_url
         from ome_zarr.reader import Reader
@@ -289,7 +290,8 @@ READ_BACK = {
         v = CloudVolume("file://" + url, progress=False)
         a = v[:][..., 0].T
         meta = {"resolution": v.resolution.tolist(), "offset": v.voxel_offset.tolist(),
-                "mips": [[list(map(int, v.mip_resolution(m))), list(map(int, v.mip_volume_size(m)))] for m in v.available_mips],
+                "mips": [[[int(n) for n in of(m)] for of in (v.mip_resolution, v.mip_volume_size)]
+                         for m in v.available_mips],
                 "coarsest": CloudVolume("file://" + url, mip=len(v.available_mips) - 1, progress=False)[:].mean()}
     """,
     "elf-paintera": """
@@ -303,8 +305,10 @@ READ_BACK = {
             place = tuple(slice(b, min(b + c, s)) for b, c, s in zip(begin, ds.chunks, ds.shape))
             multiset = deserialize_multiset(ds.read_chunk(where), a[place].shape)
             a[place] = multiset.argmax.reshape(a[place].shape)
-        coarse = deserialize_multiset(f["data/s1"].read_chunk((0, 0, 0)), tuple(min(c, s) for c, s in zip(ds.chunks, f["data/s1"].shape)))
-        meta = {**dict(f.attrs), "data": dict(f["data"].attrs), "cell": [[int(v) for v in part] for part in coarse[(0, 0, 0)]],
+        shape = tuple(min(c, s) for c, s in zip(ds.chunks, f["data/s1"].shape))
+        coarse = deserialize_multiset(f["data/s1"].read_chunk((0, 0, 0)), shape)
+        meta = {**dict(f.attrs), "data": dict(f["data"].attrs),
+                "cell": [[int(v) for v in part] for part in coarse[(0, 0, 0)]],
                 "unique": f["unique-labels/s0"].read_chunk((0, 0, 0)).tolist()}
     """,
 }
