@@ -1,19 +1,23 @@
-"""One way to reach bytes: a folder, S3, GCS or HTTP, named by a path or URL."""
+"""One way to reach bytes: a folder, S3 or what speaks it, GCS or, to read, HTTP; named by a path or URL."""
 
 import json
 import os
+import random
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorstore as ts
 
-from ..errors import DataError, UsageError, surroundings
+from ..errors import ConfigurationError, DataError, UsageError, surroundings
 
 _CACHE = 4 << 20
 _SCHEMES = ("file", "s3", "gs", "http", "https", "memory")
+_RETRIES = {"max_retries": 5, "initial_delay": "100ms", "max_delay": "2s"}
 
 
 def join(url: str, *names: str) -> str:
@@ -42,7 +46,10 @@ def context() -> ts.Context:
             "data_copy_concurrency": {"limit": 2},
             "file_io_concurrency": {"limit": 4},
             "file_io_locking": {"mode": "none"},
-            "s3_request_retries": {"max_retries": 5, "initial_delay": "100ms", "max_delay": "2s"},
+            # the usual 32 tries of a store that is gone look like a process that hangs
+            "s3_request_retries": _RETRIES,
+            "gcs_request_retries": _RETRIES,
+            "http_request_retries": _RETRIES,
         }
     )
 
@@ -72,19 +79,28 @@ def kvstore_spec(url: str) -> dict[str, Any]:
         return {"driver": "file", "path": _file(Path(rest))}
     if scheme == "s3":
         bucket, _, path = rest.partition("/")
-        spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": path.rstrip("/") + "/"}
+        spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": _prefix(path)}
         if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL")):
-            spec |= {"endpoint": endpoint, "aws_region": os.environ.get("AWS_REGION", "us-east-1")}
-        if "AWS_ACCESS_KEY_ID" in os.environ:
+            region = os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))
+            spec |= {"endpoint": endpoint, "aws_region": region}
+        if os.environ.get("AWS_NO_SIGN_REQUEST", "").lower() in ("1", "yes", "true"):
+            # public buckets, for those who have no keys
+            spec["aws_credentials"] = {"type": "anonymous"}
+        elif "AWS_ACCESS_KEY_ID" in os.environ:
             # the keys stay out of the spec; asking nobody else for any saves dozens of lines of complaints
             spec["aws_credentials"] = {"type": "environment"}
         return spec
     if scheme == "gs":
         bucket, _, path = rest.partition("/")
-        return {"driver": "gcs", "bucket": bucket, "path": path.rstrip("/") + "/"}
+        return {"driver": "gcs", "bucket": bucket, "path": _prefix(path)}
     if scheme == "memory":
-        return {"driver": "memory", "path": rest.rstrip("/") + "/"}
+        return {"driver": "memory", "path": _prefix(rest)}
     return {"driver": "http", "base_url": url.rstrip("/") + "/"}
+
+
+def _prefix(path: str) -> str:
+    # at the root of a bucket keys begin with no '/'
+    return f"{path.rstrip('/')}/" if path.strip("/") else ""
 
 
 def _file(path: Path) -> str:
@@ -92,11 +108,26 @@ def _file(path: Path) -> str:
     return f"{path.resolve() if '..' in path.parts else path}".rstrip("/") + "/"
 
 
+class Conditions(NamedTuple):
+    """Whether a store creates an object only where there is none, and replaces it only where it is as it was read."""
+
+    create: bool
+    replace: bool
+
+
+_HELD: dict[str, Conditions] = {}
+"""What stores were found to hold, by bucket."""
+
+_CLAIM_ENDS = 60.0
+"""Seconds after which a claim that others see counts as left behind."""
+
+
 class Store:
     """Small objects under one URL; a write is atomic and durable when it returns.
 
     Raises from every method:
-        TryAgainError: where the disk is full, read-only or not permitted.
+        TryAgainError: where the disk is full, read-only or not permitted, or a store does not answer.
+        UsageError: where a web server is to be written or listed.
     """
 
     def __init__(self, url: str) -> None:
@@ -128,12 +159,88 @@ class Store:
         """Write an object whole unless there is one already; return whether there was none.
 
         In a folder two processes that do so at one moment may both be told that there was none: hold a lock there.
+        Where a store does not hold conditions, see `conditions`, writers claim the object first.
         """
+        if "://" in self.url and not self.conditions().create:
+            return self._create_claimed(key, value)
+        return self._create(key, value)
+
+    def _create(self, key: str, value: bytes) -> bool:
         with self._faults(key):
             missing = self._kv.read(key).result()
             if missing.state == "value":
                 return False
             return bool(self._kv.write(key, value, if_equal=missing.stamp.generation).result().generation)
+
+    def conditions(self) -> "Conditions":
+        """Return which conditions of a write the store holds; each store is asked once, by writing a probe.
+
+        Raises:
+            TryAgainError, UsageError: where nothing can be written there.
+        """
+        scheme, _, rest = self.url.partition("://")
+        place = f"{scheme}://{rest.partition('/')[0]}"
+        if place not in _HELD:
+            key = f".probe-{uuid.uuid4().hex}"
+            with self._faults(key):
+                absent = self._kv.read(key).result().stamp.generation
+                try:
+                    _HELD[place] = self._probed(key, absent)
+                finally:
+                    self._kv.write(key, None).result()
+        return _HELD[place]
+
+    def _probed(self, key: str, absent: bytes) -> "Conditions":
+        def write(value: bytes, generation: bytes) -> bytes:
+            # b"" stands for a condition that was not met
+            return bytes(self._kv.write(key, value, if_equal=generation).result().generation)
+
+        first = write(b"1", absent)
+        again = write(b"2", absent)
+        if not first or again:
+            return Conditions(create=False, replace=False)
+        replaced = write(b"3", first)
+        return Conditions(create=True, replace=bool(replaced) and not write(b"4", first))
+
+    def check_replaces(self) -> None:
+        """Check that an object can be read, changed and written back without losing what others write meanwhile.
+
+        Raises:
+            ConfigurationError: where the store does not hold that condition.
+        """
+        if not self.conditions().replace:
+            raise ConfigurationError(
+                f"{self.url}: this store does not hold conditional writes (If-Match), without which a part of a shard "
+                "cannot be written safely; write whole shards, or use another store"
+            )
+
+    def _create_claimed(self, key: str, value: bytes) -> bool:
+        """Do what `create` does without conditions: who alone claims an object may write it.
+
+        Of two that claim one object at a time, at least the later one sees the other's claim and steps back; needs a
+        store whose reads and lists show what was written before.
+        """
+        claims = f".claims/{key}/"
+        own = f"{claims}{uuid.uuid4().hex}"
+        seen: dict[str, float] = {}
+        while True:
+            began = time.monotonic()
+            self.write(own, b"")
+            try:
+                others = [claim for claim in self.keys(claims) if claim != own]
+                for claim in others:
+                    # one that stands for so long was left by a process that is gone
+                    if began - seen.setdefault(claim, began) > _CLAIM_ENDS:
+                        self.delete(claim)
+                if not others:
+                    if self.read(key) is not None:
+                        return False
+                    if time.monotonic() - began < _CLAIM_ENDS / 3:
+                        self.write(key, value)
+                        return True
+            finally:
+                self.delete(own)
+            time.sleep(random.uniform(0.02, 0.3))
 
     def keys(self, prefix: str = "") -> list[str]:
         """Return the keys that start with `prefix`, sorted."""
@@ -174,5 +281,10 @@ class Store:
     def _faults(self, key: str) -> Iterator[None]:
         try:
             yield
+        except NotImplementedError:
+            raise UsageError(
+                f"{self.url}: a web server is only read from: it takes no files and lists none; "
+                "choose a folder, s3://BUCKET/PATH or gs://BUCKET/PATH instead"
+            ) from None
         except (ValueError, OSError) as error:
             raise surroundings(error, join(self.url, key)) or error from None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..blocks import Box, Vector
 from ..errors import DataError, surroundings
+from .commit import is_ragged, is_whole, write_whole
 from .store import Store, context, join, keeping, kvstore_spec
 
 Kind = Literal["image", "labels"]
@@ -97,9 +98,21 @@ class Volume:
             ) from None
 
     def write(self, box: Box, data: NDArray[Any], level: int = 0) -> None:
-        """Write a box; durable when it returns.  Write whole shards: others may write beside it."""
+        """Write a box; durable when it returns.  Write whole shards: others may write beside it.
+
+        Raises:
+            TryAgainError: where the disk is full or the store fails.
+            ConfigurationError: for a part of a shard, on a store where that could lose what others write.
+        """
+        array = self.arrays[level]
         try:
-            self.arrays[level][(..., *box.slices)].write(data).result()
+            remote = "://" in self.url
+            if (remote or is_ragged(array, box)) and is_whole(array, box):
+                write_whole(array, box, data)
+                return
+            if remote:
+                Store(self.url).check_replaces()
+            array[(..., *box.slices)].write(data).result()
         except (ValueError, OSError) as error:
             raise surroundings(error, self.url) or error from None
 
