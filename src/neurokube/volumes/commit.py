@@ -63,7 +63,7 @@ def _encoded(spec: dict[str, Any], box: Box, data: NDArray[Any], kept: bool) -> 
     """Return the objects that hold a box, by key; where it is not `kept` only the keys are right."""
     options = {} if kept else {"store_data_equal_to_fill_value": True}
     # a context of its own is a memory of its own
-    memory = ts.open({**spec, "kvstore": _MEMORY, **options}, create=True, context=ts.Context()).result()
+    memory: Any = ts.open({**spec, "kvstore": _MEMORY, **options}, create=True, context=ts.Context()).result()
     metadata = set(memory.kvstore.list().result())
     memory[(..., *box.slices)].write(data).result()
     keys = set(memory.kvstore.list().result()) - metadata

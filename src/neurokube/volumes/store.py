@@ -280,11 +280,23 @@ class Store:
     @contextmanager
     def _faults(self, key: str) -> Iterator[None]:
         try:
-            yield
+            with faults(join(self.url, key)):
+                yield
         except NotImplementedError:
             raise UsageError(
                 f"{self.url}: a web server is only read from: it takes no files and lists none; "
                 "choose a folder, s3://BUCKET/PATH or gs://BUCKET/PATH instead"
             ) from None
-        except (ValueError, OSError) as error:
-            raise surroundings(error, join(self.url, key)) or error from None
+
+
+@contextmanager
+def faults(where: str) -> Iterator[None]:
+    """Turn what is the storage's fault into the error to show.
+
+    Raises:
+        TryAgainError: where the disk is full, read-only or not permitted, or a store does not answer.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise surroundings(error, where) or error from None
