@@ -173,7 +173,26 @@ def mutate(path: Path, choice: random.Random) -> str:
     return f"{kind} {target.relative_to(path)}"
 
 
-STRANGE = (None, -1, 0, 1, 3, 2**31, 2**40, 2**63, 1e308, float("nan"), float("inf"), "", "zstd", [], {}, True, "c", 1e-9)
+STRANGE = (
+    None,
+    -1,
+    0,
+    1,
+    3,
+    2**31,
+    2**40,
+    2**63,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "zstd",
+    [],
+    {},
+    True,
+    "c",
+    1e-9,
+)
 
 
 def edit(document, choice):

@@ -13,6 +13,7 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 from ..blocks import Box
+from .store import context
 
 _MEMORY = {"driver": "memory"}
 
@@ -33,6 +34,18 @@ def is_ragged(array: Any, box: Box) -> bool:
     shards = array.chunk_layout.write_chunk.shape[-3:]
     ends = array.domain.exclusive_max[-3:]
     return any(b == hi and hi % s for b, s, hi in zip(box.stop, shards, ends, strict=True))
+
+
+def is_there(array: Any) -> bool:
+    """Whether the metadata of an array is still stored."""
+    spec = {key: value for key, value in array.spec().to_json().items() if key != "transform"}
+    try:
+        ts.open(spec, open=True, context=context()).result()
+    except ValueError as error:
+        if "NOT_FOUND" in str(error):
+            return False
+        raise
+    return True
 
 
 def write_whole(array: Any, box: Box, data: NDArray[Any]) -> None:

@@ -108,6 +108,11 @@ def _file(path: Path) -> str:
     return f"{path.resolve() if '..' in path.parts else path}".rstrip("/") + "/"
 
 
+def _said(error: ValueError) -> str:
+    """Return what tensorstore says of a place that it cannot open, on one line."""
+    return " ".join(str(error).partition(" [")[0].split())[:300]
+
+
 class Conditions(NamedTuple):
     """Whether a store creates an object only where there is none, and replaces it only where it is as it was read."""
 
@@ -132,7 +137,10 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self._kv = ts.KvStore.open(kvstore_spec(url), context=context()).result()
+        try:
+            self._kv = ts.KvStore.open(kvstore_spec(url), context=context()).result()
+        except ValueError as error:
+            raise UsageError(f"{url}: {_said(error)}; correct it") from None
 
     def read(self, key: str) -> bytes | None:
         """Return an object, or None where there is none."""
@@ -279,14 +287,8 @@ class Store:
 
     @contextmanager
     def _faults(self, key: str) -> Iterator[None]:
-        try:
-            with faults(join(self.url, key)):
-                yield
-        except NotImplementedError:
-            raise UsageError(
-                f"{self.url}: a web server is only read from: it takes no files and lists none; "
-                "choose a folder, s3://BUCKET/PATH or gs://BUCKET/PATH instead"
-            ) from None
+        with faults(join(self.url, key)):
+            yield
 
 
 @contextmanager
@@ -295,8 +297,14 @@ def faults(where: str) -> Iterator[None]:
 
     Raises:
         TryAgainError: where the disk is full, read-only or not permitted, or a store does not answer.
+        UsageError: where a web server is to be written or listed.
     """
     try:
         yield
+    except NotImplementedError:
+        raise UsageError(
+            f"{where}: a web server is only read from: it takes no files and lists none; "
+            "choose a folder, s3://BUCKET/PATH or gs://BUCKET/PATH instead"
+        ) from None
     except (ValueError, OSError) as error:
         raise surroundings(error, where) or error from None

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UsageError
 from .store import faults
 from .volume import Volume
 
@@ -64,7 +65,7 @@ def objects(volume: Volume, level: int) -> list[str] | None:
     try:
         with faults(volume.url):
             found = sorted(key.decode(errors="replace") for key in store.list().result())
-    except NotImplementedError:
+    except UsageError:
         return None
     # a precomputed volume keeps all its resolutions below one place
     scale = volume.arrays[level].spec().to_json().get("scale_metadata", {}).get("key")

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ..blocks import Box, Vector
 from ..errors import DataError, surroundings
-from .commit import is_ragged, is_whole, write_whole
-from .store import Store, context, join, keeping, kvstore_spec
+from .commit import is_ragged, is_there, is_whole, write_whole
+from .store import Store, context, faults, join, keeping, kvstore_spec
 
 Kind = Literal["image", "labels"]
 Nanometres = tuple[float, float, float]
@@ -90,12 +90,22 @@ class Volume:
             DataError: where stored data is damaged.
         """
         try:
-            return cast(NDArray[Any], self.arrays[level][(..., *box.slices)].read().result())
+            voxels = cast(NDArray[Any], self.arrays[level][(..., *box.slices)].read().result())
+            if "://" in self.url and not voxels.any():
+                # what is absent stands for zeros, and all is absent from a store that is gone
+                self._check_there(level)
+            return voxels
         except ValueError as error:
             raise surroundings(error, self.url) or DataError(
                 f"{self.url}: cannot read voxels {box}: {_brief(error)}; "
                 "restore the file, or delete it and run again to compute it anew"
             ) from None
+
+    def _check_there(self, level: int) -> None:
+        if not is_there(self.arrays[level]):
+            raise DataError(
+                f"{self.url}: is gone, or can no longer be read, since it was opened; restore it and run again"
+            )
 
     def write(self, box: Box, data: NDArray[Any], level: int = 0) -> None:
         """Write a box; durable when it returns.  Write whole shards: others may write beside it.
@@ -105,7 +115,7 @@ class Volume:
             ConfigurationError: for a part of a shard, on a store where that could lose what others write.
         """
         array = self.arrays[level]
-        try:
+        with faults(self.url):
             remote = "://" in self.url
             if (remote or is_ragged(array, box)) and is_whole(array, box):
                 write_whole(array, box, data)
@@ -113,8 +123,6 @@ class Volume:
             if remote:
                 Store(self.url).check_replaces()
             array[(..., *box.slices)].write(data).result()
-        except (ValueError, OSError) as error:
-            raise surroundings(error, self.url) or error from None
 
     def level_shape(self, level: int) -> Vector:
         """Return the shape (z, y, x) of a resolution."""
@@ -248,6 +256,7 @@ def open_volume(url: str, *, still: bool = False) -> Volume:
                 f"{join(url, path)}: has {array.rank} axes, not the {found.axes} that {url}/zarr.json names; "
                 "correct one of them"
             )
+        _check_sizes(join(url, path), array)
     *lead, z, y, x = arrays[0].shape
     spec = VolumeSpec(
         shape=(int(z), int(y), int(x)),
@@ -263,6 +272,18 @@ def open_volume(url: str, *, still: bool = False) -> Volume:
 def _zstd(dtype: str) -> dict[str, Any]:
     # of 64-bit labels level 3 takes up to an eighth of the space of level 1, in a third of its time
     return {"name": "zstd", "configuration": {"level": 3 if np.dtype(dtype).itemsize == 8 else 1}}
+
+
+_CHUNK_BYTES = 1 << 32
+"""More than any chunk has that somebody meant to be read."""
+
+
+def _check_sizes(where: str, array: Any) -> None:
+    chunk = array.chunk_layout.read_chunk.shape
+    if not all(array.shape):
+        raise DataError(f"{where}: has no voxels (shape {array.shape}); correct its shape, or import the data anew")
+    if math.prod(chunk) * array.dtype.numpy_dtype.itemsize > _CHUNK_BYTES:
+        raise DataError(f"{where}: chunks of {chunk} are more than memory takes; correct their shape, or convert it")
 
 
 _CRC = {"name": "crc32c"}
@@ -347,9 +368,10 @@ def _open_array(url: str, *, still: bool = False, **options: Any) -> Any:
         # else every chunk that is kept is asked after again and again
         spec["recheck_cached_data"] = "open"
     try:
-        return ts.open(spec, context=keeping() if still else context()).result()
+        with faults(url):
+            return ts.open(spec, context=keeping() if still else context()).result()
     except ValueError as error:
-        raise surroundings(error, url) or DataError(
+        raise DataError(
             f"{url}: cannot open the array: {_brief(error)}; restore it, or remove the volume and make it anew"
         ) from None
 
