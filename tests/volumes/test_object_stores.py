@@ -1,18 +1,16 @@
 """Stores: what they hold is probed, what is wrong with them is one line, and web servers are read from."""
 
-import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 from s3_server import Bucket, serving
+from web_server import Plain, Ranged, web
 
 from neurokube.blocks import Box
 from neurokube.errors import ConfigurationError, DataError, TryAgainError, UsageError
@@ -148,55 +146,15 @@ def test_a_store_that_does_not_answer_is_said_soon(monkeypatch, command):
         assert code == 75 and "does not answer" in err and err.count("\n") == 1
 
 
-class _Ranged(SimpleHTTPRequestHandler):
-    """A static server that gives ranges; what Python's own does not."""
-
-    def do_GET(self):
-        asked = self.headers.get("Range")
-        path = self.translate_path(self.path)
-        if asked is None or not os.path.isfile(path):  # noqa: PTH113
-            super().do_GET()
-            return
-        with open(path, "rb") as file:  # noqa: PTH123
-            content = file.read()
-        first, _, last = asked.removeprefix("bytes=").partition("-")
-        start = int(first) if first else max(0, len(content) - int(last))
-        stop = min(len(content), int(last) + 1) if first and last else len(content)
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
-        self.send_header("Content-Length", str(stop - start))
-        self.end_headers()
-        self.wfile.write(content[start:stop])
-
-    def log_message(self, format, *args):
-        pass
-
-
-class _Plain(SimpleHTTPRequestHandler):
-    def log_message(self, format, *args):
-        pass
-
-
-@pytest.fixture
-def web(tmp_path):
-    """What serves the folder, by a handler, and returns the URL."""
-    servers = []
-
-    def serve(handler):
-        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path)))
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_address[1]}"
-
-    yield serve
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+@pytest.fixture(name="web")
+def served(tmp_path):
+    with web(tmp_path) as serve:
+        yield serve
 
 
 def test_a_volume_on_a_web_server_is_read_told_and_checked(tmp_path, web, command):
     made(str(tmp_path / "a"))
-    url = f"{web(_Ranged)}/a"
+    url = f"{web(Ranged)}/a"
     assert (open_volume(url).read(SPEC.box) == voxels()).all()
     code, out, _ = command("info", url)
     assert code == 0 and "40 x 70 x 50" in out
@@ -211,7 +169,7 @@ def test_a_volume_on_a_web_server_is_read_told_and_checked(tmp_path, web, comman
 
 def test_a_web_server_is_not_written_to_nor_listed_and_must_give_ranges(tmp_path, web, command):
     made(str(tmp_path / "a"))
-    url = web(_Plain)
+    url = web(Plain)
     with pytest.raises(TryAgainError, match=r"gives whole files only.*use another web server"):
         open_volume(f"{url}/a").read(SPEC.box)
     for task in (Store(url).keys, partial(Store(url).write, "a", b""), partial(Store(url).delete, "a")):

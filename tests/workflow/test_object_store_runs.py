@@ -13,6 +13,7 @@ import time
 import pytest
 from s3_server import Bucket, serving
 from tiny import STAGES, TILE, planned, records, results, write_image, write_workflow
+from web_server import Ranged, web
 
 from neurokube.engines import InProcess
 from neurokube.volumes import Store
@@ -41,7 +42,9 @@ def workspace(request, monkeypatch, tmp_path):
     if request.param == "real":
         where = os.environ.get("NEUROKUBE_TEST_S3")
         if not where:
-            pytest.skip("NEUROKUBE_TEST_S3=s3://BUCKET/FOLDER names no S3 store; give AWS_ENDPOINT_URL and keys as well")
+            pytest.skip(
+                "NEUROKUBE_TEST_S3=s3://BUCKET/FOLDER names no S3 store; give AWS_ENDPOINT_URL and keys as well"
+            )
         url = f"{where}/{tmp_path.name}-{os.getpid()}"
         yield url
         Store(url).delete_all()
@@ -77,12 +80,41 @@ def test_kills_and_damage_change_nothing(reference, workspace, tmp_path):
     run = Run.open(f"{workspace}/run")
     assert results(run) == reference
     print(f"{workspace}: {kills} kills, {len(store.keys())} objects, the rest in {time.monotonic() - began:.1f} s")
-    keys = [key for key in store.keys() if "/c/" in key or key.endswith(".npy")]
+    keys = [key for key in store if "/c/" in key or key.endswith(".npy")]
     for key in choice.sample(keys, 6):
         store.write(key, (store.read(key) or b"")[:-5])
     python = [sys.executable, "-m", "neurokube"]
     assert len(check_run(run, quiet=True).damage) == 6
     assert subprocess.run([*python, "check", run.url, "-q"], stdout=subprocess.DEVNULL, check=False).returncode == 65
-    assert subprocess.run([*python, "check", run.url, "--repair", "-q"], stdout=subprocess.DEVNULL).returncode == 0  # noqa: PLW1510
+    assert subprocess.run([*python, "check", run.url, "--repair", "-q"], stdout=subprocess.DEVNULL).returncode == 0
     assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
     assert results(Run.open(run.url)) == reference
+
+
+def test_an_image_on_a_web_server_is_as_good_as_one_in_a_folder(reference, tmp_path, command):
+    (tmp_path / "served").mkdir()
+    image = write_image(tmp_path / "served")
+    with web(tmp_path / "served") as serve:
+        address = f"{serve(Ranged)}/image.zarr"
+        for stranger in (False, True):
+            if stranger:
+                # one that left no digest of the content
+                metadata = image / "zarr.json"
+                metadata.write_text(metadata.read_text().replace("fingerprint", "other"))
+            workflow = write_workflow(
+                tmp_path, name=f"run{stranger}", stages=CHAIN, inputs={"image": {"path": address}}
+            )
+            code, _, err = command("run", workflow, "-q", "-w", "0")
+            assert code == 0, err
+            assert results(Run.open(str(tmp_path / f"runs/run{stranger}"))) == reference
+
+
+def test_volumes_on_a_web_server_are_scored(reference, tmp_path, command):
+    write_image(tmp_path)
+    run = planned(tmp_path, stages=CHAIN)
+    execute(run, InProcess(), quiet=True)
+    with web(tmp_path) as serve:
+        where = f"{serve(Ranged)}/runs/run/segmentation/segmentation"
+        code, out, err = command("evaluate", where, where, "-q", "--json")
+    assert code == 0 and out.startswith("{"), err
+    assert "a web server lists nothing" in err

@@ -25,6 +25,14 @@ def join(url: str, *names: str) -> str:
     return "/".join([url.rstrip("/"), *(n.strip("/") for n in names)])
 
 
+def folder_of(url: str) -> Path | None:
+    """Return the folder that a path or URL names, None where it is none on this machine."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return Path(url).expanduser().absolute()
+    return Path(rest) if scheme == "file" else None
+
+
 def placed(path: str, folder: Path) -> str:
     """Return a path that a file in `folder` names, as it is from anywhere; a URL stays as it is."""
     # pathlib takes './~name' for a home folder, and refuses a '~name' that is none
