@@ -23,8 +23,8 @@ class Bucket:
     denied: bool = False
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: int = 0
+    signed_by: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
-    url: str = ""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -39,6 +39,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         with bucket.lock:
             bucket.requests += 1
+            bucket.signed_by = self.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
             if bucket.denied:
                 self.answer(403, _error("AccessDenied"))
             elif bucket.gone or name != "neurokube-test":

@@ -187,6 +187,23 @@ def test_google_s_store_is_named_by_gs(monkeypatch):
     assert stores.kvstore_spec("gs://bucket") == {"driver": "gcs", "bucket": "bucket", "path": ""}
 
 
+def test_keys_come_from_the_usual_files(s3, tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    file = tmp_path / "credentials"
+    file.write_text(
+        "[default]\naws_access_key_id = one\naws_secret_access_key = x\n[lab]\naws_access_key_id = two\n"
+        "aws_secret_access_key = y\n"
+    )
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    Store(WHERE).write("a", b"")
+    assert s3.signed_by == "one"
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    Store(WHERE).write("a", b"")
+    assert s3.signed_by == "two"
+
+
 def test_public_buckets_are_read_without_keys(monkeypatch):
     monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
     assert stores.kvstore_spec("s3://bucket/a")["aws_credentials"] == {"type": "anonymous"}

@@ -6,6 +6,8 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from configparser import ConfigParser
+from configparser import Error as ConfigParserError
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -97,6 +99,8 @@ def kvstore_spec(url: str) -> dict[str, Any]:
         elif "AWS_ACCESS_KEY_ID" in os.environ:
             # the keys stay out of the spec; asking nobody else for any saves dozens of lines of complaints
             spec["aws_credentials"] = {"type": "environment"}
+        elif (profile := _profile()) is not None:
+            spec["aws_credentials"] = {"type": "profile", **profile}
         return spec
     if scheme == "gs":
         bucket, _, path = rest.partition("/")
@@ -104,6 +108,24 @@ def kvstore_spec(url: str) -> dict[str, Any]:
     if scheme == "memory":
         return {"driver": "memory", "path": _prefix(rest)}
     return {"driver": "http", "base_url": url.rstrip("/") + "/"}
+
+
+def _profile() -> dict[str, str] | None:
+    """Return where the keys of the chosen profile are, None where no file has any: then all else is asked."""
+    file = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")).expanduser()
+    name = os.environ.get("AWS_PROFILE", "default")
+    found = ConfigParser(interpolation=None)
+    try:
+        found.read(file)
+    except (OSError, ConfigParserError, UnicodeDecodeError):
+        return None
+    # a profile that takes on a role, or signs on elsewhere, is described in the other file
+    if not found.has_option(name, "aws_access_key_id"):
+        return None
+    other = Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser()
+    # tensorstore wants both to be there
+    config = str(other) if other.is_file() else os.devnull
+    return {"profile": name, "credentials_file": str(file), "config_file": config}
 
 
 def _prefix(path: str) -> str:
