@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from . import cli_cluster, cli_edits, cli_models, cli_training, cli_volumes
+from . import cli_cluster, cli_edits, cli_inspection, cli_models, cli_training, cli_volumes
 
 app = typer.Typer(
     name="neurokube",
@@ -807,3 +807,4 @@ def _numbers(text: str, option: str, count: int = 3) -> Any:
 
 cli_cluster.register(app)
 cli_training.register(app)
+cli_inspection.register(app)

@@ -82,6 +82,8 @@ def _store_fault(message: str) -> str:
         return (
             f"access denied ({said.rpartition(': ')[2]}): check the keys, or the rights of the account, for this store"
         )
+    if "was ignored by server" in said:
+        return "the web server gives whole files only, and no ranges of them: use another web server, or copy the files"
     if "NoSuchBucket" in said:
         return "there is no such bucket: create it, or correct the name"
     if re.match(r"ABORTED: All \d+ retry|UNAVAILABLE|DEADLINE_EXCEEDED", said):

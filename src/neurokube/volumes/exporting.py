@@ -23,8 +23,9 @@ from .. import __version__
 from ..blocks import Blocks, Box, Grid, Vector
 from ..errors import DataError, TryAgainError, UsageError, surroundings
 from ..progress import progress
-from .importing import _local, _lock, _swap
-from .store import Store, join
+from .importing import _lock, _swap
+from .space import IMAGE_SHARE, LABELS_SHARE, check_space
+from .store import Store, folder_of, join
 from .volume import Nanometres, Volume, VolumeSpec, coarser, open_volume, pyramid_factors
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def export_volume(
         whole = region is None and scale == 0 and channel is None
         kept = {"fingerprint": view.fingerprint} if whole and view.fingerprint else {}
         target = MAKERS[format](work, view.spec, factors, Options(place.name, compression, kept))
-        _check_space(place, target, view.spec)
+        check_space(place.data, _needed(target, view.spec))
         writing = _Writing(view, target, token, workers)
         resumed = writing.ledger.resumed
         written = writing.run(quiet)
@@ -223,7 +224,7 @@ def _product(a: Vector, b: Vector) -> Vector:
 
 def _stamp(url: str) -> list[Any]:
     """Return what changes when a volume in a folder is written anew: the times of its metadata."""
-    folder = _local(url)
+    folder = folder_of(url)
     if folder is None:
         return []
     names = ("zarr.json", ".zattrs", "attributes.json", "info")
@@ -266,7 +267,7 @@ class _Place:
 
     @property
     def folder(self) -> Path | None:
-        return _local(self.data)
+        return folder_of(self.data)
 
     def check(self, source: str, overwrite: bool) -> None:
         """Refuse a destination that cannot be, before any work.
@@ -274,7 +275,7 @@ class _Place:
         Raises:
             UsageError: where it holds something, or is the source.
         """
-        here, origin = self.folder, _local(source)
+        here, origin = self.folder, folder_of(source)
         if here is None:
             if self.data == source.rstrip("/"):
                 raise UsageError(f"{self.data}: is the source; choose another destination")
@@ -370,18 +371,11 @@ def _clear_folder(work: Path, token: str) -> None:
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def _check_space(place: _Place, target: "Target", spec: VolumeSpec) -> None:
-    if (here := place.folder) is None:
-        return
-    # compressed, electron micrographs keep about 0.7 of their size and labels a few percent
-    share = 0.7 if spec.kind == "image" else 0.02
+def _needed(target: "Target", spec: VolumeSpec) -> float:
+    """Return about how many bytes a target will take."""
+    share = IMAGE_SHARE if spec.kind == "image" else LABELS_SHARE
     voxels = sum(prod(target.shape(level)) for level in range(len(target.factors))) * (spec.channels or 1)
-    needed, free = share * voxels * np.dtype(spec.dtype).itemsize, shutil.disk_usage(here.parent).free
-    if needed > free:
-        raise TryAgainError(
-            f"{here.parent}: about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; "
-            "free some space or choose another destination"
-        )
+    return share * voxels * np.dtype(spec.dtype).itemsize
 
 
 # The work
@@ -551,7 +545,7 @@ def _to_file(
     writers = _file_writers()
     if format not in writers:
         raise UsageError(f"--format {format}: choose one of {', '.join([*MAKERS, *writers])}")
-    path = _local(destination)
+    path = folder_of(destination)
     if path is None:
         raise UsageError(f"{destination}: --format {format} writes a file; give a path, not a URL")
     if path.exists() and not overwrite:

@@ -24,7 +24,8 @@ from ..progress import log, progress
 from .inspection import Finding, inspect_volume
 from .pyramids import fill_level
 from .sources import Source, open_source
-from .store import Store
+from .space import check_space, expected_bytes
+from .store import Store, folder_of
 from .volume import Kind, Nanometres, VolumeSpec, create, exists, layout, open_volume, pyramid_factors
 
 SLAB_BYTES = 1 << 30
@@ -206,7 +207,7 @@ def _scaled(data: NDArray[Any], gray_range: Range) -> NDArray[Any]:
 @contextmanager
 def _destination(destination: str, source: str, spec: VolumeSpec, overwrite: bool) -> Iterator[str]:
     """Yield where to write; what is complete when the block ends then stands at the destination."""
-    folder = _local(destination)
+    folder = folder_of(destination)
     if folder is None:
         _clear_url(destination, overwrite)
         yield destination
@@ -216,7 +217,7 @@ def _destination(destination: str, source: str, spec: VolumeSpec, overwrite: boo
     try:
         with _locked(work):
             try:
-                _check_space(work, spec)
+                check_space(str(folder.parent), expected_bytes(spec))
                 yield str(work)
                 _swap(work, folder)
             except BaseException:
@@ -225,13 +226,6 @@ def _destination(destination: str, source: str, spec: VolumeSpec, overwrite: boo
     except OSError as error:
         remedy = f"{destination}: cannot be written ({error.strerror}); choose another destination"
         raise surroundings(error, destination) or UsageError(remedy) from None
-
-
-def _local(url: str) -> Path | None:
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return Path(url).expanduser().absolute()
-    return Path(rest) if scheme == "file" else None
 
 
 def _check_folder(folder: Path, source: str, overwrite: bool) -> None:
@@ -284,18 +278,6 @@ def _lock(work: Path, handle: int) -> None:
         raise TryAgainError(f"{work}: another import is writing to it; wait until it ends") from None
     except OSError:
         log.debug("%s: the file system has no locks, going on without", work)
-
-
-def _check_space(work: Path, spec: VolumeSpec) -> None:
-    # compressed, electron micrographs keep about 0.7 of their size and labels a few percent
-    share = 0.7 if spec.kind == "image" else 0.02
-    voxels = sum(prod(-(-n // f) for n, f in zip(spec.shape, factor, strict=True)) for factor in pyramid_factors(spec))
-    needed, free = share * voxels * np.dtype(spec.dtype).itemsize, shutil.disk_usage(work).free
-    if needed > free:
-        raise TryAgainError(
-            f"{work.parent}: about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; "
-            "free some space or choose another destination"
-        )
 
 
 def _swap(work: Path, folder: Path) -> None:

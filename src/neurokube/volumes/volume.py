@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ..blocks import Box, Vector
 from ..errors import DataError, surroundings
-from .store import Store, context, join, keeping, kvstore_spec
+from .commit import is_ragged, is_there, is_whole, write_whole
+from .store import Store, context, faults, join, keeping, kvstore_spec
 
 Kind = Literal["image", "labels"]
 Nanometres = tuple[float, float, float]
@@ -96,19 +97,39 @@ class Volume:
             DataError: where stored data is damaged.
         """
         try:
-            return cast(NDArray[Any], self.arrays[level][(..., *box.slices)].read().result())
+            voxels = cast(NDArray[Any], self.arrays[level][(..., *box.slices)].read().result())
+            if "://" in self.url and not voxels.any():
+                # what is absent stands for zeros, and all is absent from a store that is gone
+                self._check_there(level)
+            return voxels
         except ValueError as error:
             raise surroundings(error, self.url) or DataError(
                 f"{self.url}: cannot read voxels {box}: {_brief(error)}; "
                 "restore the file, or delete it and run again to compute it anew"
             ) from None
 
+    def _check_there(self, level: int) -> None:
+        if not is_there(self.arrays[level]):
+            raise DataError(
+                f"{self.url}: is gone, or can no longer be read, since it was opened; restore it and run again"
+            )
+
     def write(self, box: Box, data: NDArray[Any], level: int = 0) -> None:
-        """Write a box; durable when it returns.  Write whole shards: others may write beside it."""
-        try:
-            self.arrays[level][(..., *box.slices)].write(data).result()
-        except (ValueError, OSError) as error:
-            raise surroundings(error, self.url) or error from None
+        """Write a box; durable when it returns.  Write whole shards: others may write beside it.
+
+        Raises:
+            TryAgainError: where the disk is full or the store fails.
+            ConfigurationError: for a part of a shard, on a store where that could lose what others write.
+        """
+        array = self.arrays[level]
+        with faults(self.url):
+            remote = "://" in self.url
+            if (remote or is_ragged(array, box)) and is_whole(array, box):
+                write_whole(array, box, data)
+                return
+            if remote:
+                Store(self.url).check_replaces()
+            array[(..., *box.slices)].write(data).result()
 
     def level_shape(self, level: int) -> Vector:
         """Return the shape (z, y, x) of a resolution."""
@@ -277,6 +298,7 @@ def opened(url: str, where: str, ome: Mapping[str, Any], ours: Mapping[str, Any]
                 f"{join(url, path)}: has {array.rank} axes, not the {len(found.axes)} that {where} names; "
                 "correct one of them"
             )
+        _check_sizes(join(url, path), array)
     if found.axes[0] == "t":
         if arrays[0].shape[0] != 1:
             raise DataError(f"{url}: holds {arrays[0].shape[0]} points of time; save one of them as a volume")
@@ -301,6 +323,18 @@ def shaped(array: Any) -> dict[str, Any]:
 def _zstd(dtype: str) -> dict[str, Any]:
     # of 64-bit labels level 3 takes up to an eighth of the space of level 1, in a third of its time
     return {"name": "zstd", "configuration": {"level": 3 if np.dtype(dtype).itemsize == 8 else 1}}
+
+
+_CHUNK_BYTES = 1 << 32
+"""More than any chunk has that somebody meant to be read."""
+
+
+def _check_sizes(where: str, array: Any) -> None:
+    chunk = array.chunk_layout.read_chunk.shape
+    if not all(array.shape):
+        raise DataError(f"{where}: has no voxels (shape {array.shape}); correct its shape, or import the data anew")
+    if math.prod(chunk) * array.dtype.numpy_dtype.itemsize > _CHUNK_BYTES:
+        raise DataError(f"{where}: chunks of {chunk} are more than memory takes; correct their shape, or convert it")
 
 
 _CRC = {"name": "crc32c"}
@@ -395,9 +429,10 @@ def open_array(url: str, driver: str = "zarr3", *, still: bool = False, **option
         # else every chunk that is kept is asked after again and again
         spec["recheck_cached_data"] = "open"
     try:
-        return ts.open(spec, context=keeping() if still else context()).result()
+        with faults(url):
+            return ts.open(spec, context=keeping() if still else context()).result()
     except ValueError as error:
-        raise surroundings(error, url) or DataError(
+        raise DataError(
             f"{url}: cannot open the array: {_brief(error)}; restore it, or remove the volume and make it anew"
         ) from None
 

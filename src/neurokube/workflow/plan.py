@@ -237,14 +237,17 @@ def _input_source(name: str, volume: Volume, region: Box | None) -> Source:
 
 def input_key(volume: Volume, region: Box | None) -> str:
     """Return what identifies an input: its fingerprint, or, where a stranger wrote it, what is stored."""
-    content = volume.fingerprint or _stored(volume.url)
+    content = volume.fingerprint or _stored(volume)
     return digest({"content": content, "spec": volume.spec, "region": str(region) if region else None})
 
 
-def _stored(url: str) -> list[Any]:
-    """Return the keys of a volume and, in a folder, size and time of each object."""
+def _stored(volume: Volume) -> list[Any]:
+    """Return the keys of a volume and, in a folder, size and time of each object; from a web server its metadata."""
     from pathlib import Path
 
+    url = volume.url
+    if url.startswith(("http://", "https://")):
+        return [url, *(array.spec().to_json() for array in volume.arrays)]
     keys = Store(url).keys()
     if "://" in url:
         return [url, *keys]

@@ -53,6 +53,8 @@ def check_finished(volume: Volume, region: Box | None = None) -> str:
     parts = place.rstrip("/").rsplit("/", 2)
     if "key" not in volume.attributes or len(parts) < 3:
         return ""
+    if place.startswith(("http://", "https://")):
+        return f"{volume.url}: cannot be checked for missing blocks, as a web server lists nothing"
     folder, stage, output = parts
     if Store(folder).read("run.json") is None:
         # a stage with a store of its own names its run
