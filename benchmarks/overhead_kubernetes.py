@@ -1,13 +1,15 @@
 """What a pod of NeuroKube costs beside a pod that does nothing, and how often a driver asks the API server.
 
     python -m benchmarks.overhead_kubernetes --image IMAGE --claim CLAIM --folder FOLDER [--namespace NAME]
-        [--indexes 512] [--parallelism 16] [--rounds 1]
+        [--indexes 512] [--parallelism 16] [--rounds 1] [--cgroups FOLDER ...]
 
 A stage of as many empty blocks as indexes, run by the engine, beside a bare Indexed Job of as many `true`s: the same
 image, requests and parallelism, nothing mounted.  This machine must be the cluster's only node and otherwise quiet:
-what is compared are the processor seconds that all its processes used, less those of the idle cluster in that time;
-so kubelet, container runtime, API server, controllers and driver count.  FOLDER is where the claim is mounted here, and
-pods see it at the same path.  Requests are counted for a quarter of the indexes too, which tells whether they grow.
+what is compared are the processor seconds that all its processes used, less those of the idle cluster in that time; so
+kubelet, container runtime, API server, controllers and driver count.  On a machine that others use too, name by
+`--cgroups` the control groups (v1 cpuacct, or v2) that hold all of these and the pods: those are counted then.  FOLDER
+is where the claim is mounted here, and pods see it at the same path.  Requests are counted for a quarter of the indexes
+too, which tells whether they grow.
 """
 
 import argparse
@@ -65,15 +67,22 @@ class Bench:
 
     def rest(self) -> None:
         """Measure how much the idle cluster uses, in processors."""
-        before = _busy()
+        before = self._busy()
         time.sleep(IDLE)
-        self.idle = (_busy() - before) / IDLE
+        self.idle = (self._busy() - before) / IDLE
 
     def cost(self, job: Callable[[], int]) -> Cost:
-        began, before = time.time(), _busy()
+        began, before = time.time(), self._busy()
         requests = job()
         wall = time.time() - began
-        return Cost(_busy() - before - self.idle * wall, wall, requests)
+        return Cost(self._busy() - before - self.idle * wall, wall, requests)
+
+    def _busy(self) -> float:
+        """Return the processor seconds that were used so far."""
+        if self.options.cgroups:
+            return sum(map(_used, self.options.cgroups))
+        times = psutil.cpu_times()
+        return float(times.user + times.nice + times.system + times.irq + times.softirq)
 
     def neurokube(self, indexes: int) -> int:
         """Run a stage of empty blocks; return the requests of its driver."""
@@ -126,10 +135,11 @@ class Bench:
         return self.api.requests - before
 
 
-def _busy() -> float:
-    """Return the processor seconds that this machine has used since it started."""
-    times = psutil.cpu_times()
-    return float(times.user + times.nice + times.system + times.irq + times.softirq)
+def _used(cgroup: str) -> float:
+    """Return the processor seconds that a control group has used."""
+    if (old := Path(cgroup, "cpuacct.usage")).exists():
+        return int(old.read_text()) / 1e9
+    return int(Path(cgroup, "cpu.stat").read_text().split()[1]) / 1e6
 
 
 def main() -> None:
@@ -140,6 +150,7 @@ def main() -> None:
     parser.add_argument("--indexes", type=int, default=512)
     parser.add_argument("--parallelism", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--cgroups", nargs="*", default=[])
     options = parser.parse_args()
     # pods are another user than whoever runs this
     os.umask(0)
