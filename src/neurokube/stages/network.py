@@ -46,6 +46,8 @@ from .inference import Inference, held_on_card, recomputation
 
 _WASTE = 1.25
 """Blocks are made so large that at most this many windows are computed for each there is, where memory allows."""
+_WASTE_ON_A_CARD = 1.1
+"""The same on a GPU, of which there are fewer than of cores, and which is soon done with a large block."""
 _DEEP = (1, 2, 4, 8, 16)
 """Layers of cells that a block may have; they come one after the other, so memory does not limit them."""
 _ROWS = 4
@@ -302,18 +304,18 @@ class NetworkStage(TiledStage):
         column = self.column(output.cell[0], image, numerics.window[0])
         # where nothing was tried half is left to the network
         spare = memory - (self.settled.peak or memory / 2)
-        face, least = spare / column, 1
+        face, least, waste = spare / column, 1, _WASTE
         counts = output.grid().counts
         if numerics.backend == "cuda":
             face = min((memory - _BARE) / column, spare / self._card_column(image, numerics.window[0]))
             rows = -(-_ROWS * self.settled.stride[0] * self.card.factor // output.cell[0])
-            least = min(rows, counts[0], _DEEP[-1])
+            least, waste = min(rows, counts[0], _DEEP[-1]), _WASTE_ON_A_CARD
         widest = min(int(sqrt(max(face, 0) / prod(output.cell[1:]))), max(counts[1:]))
         choices = product([d for d in _DEEP if least <= d < 2 * counts[0]], range(1, max(1, widest) + 1))
         sizes = sorted(((deep, wide, wide) for deep, wide in choices), key=prod)
         blocks = [Blocks(output.grid(), size).box(0).shape for size in sizes]
         wastes = [self.recomputation(image, block) for block in blocks]
-        return next((b for b, w in zip(blocks, wastes, strict=True) if w <= _WASTE), blocks[int(np.argmin(wastes))])
+        return next((b for b, w in zip(blocks, wastes, strict=True) if w <= waste), blocks[int(np.argmin(wastes))])
 
     def recomputation(self, image: VolumeSpec, block: Vector) -> float:
         """Return how many windows blocks of these voxels compute for each window there is."""
