@@ -33,7 +33,7 @@ Workers = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-RunFolder = Annotated[str, typer.Argument(help="run folder or URL", show_default=False)]
+RunFolder = cli_cluster.RunFolder
 WorkflowFile = Annotated[str, typer.Argument(help="workflow file (YAML)", show_default=False)]
 Region = Annotated[str | None, typer.Option(help="cut-out Z0:Z1,Y0:Y1,X0:X1 in voxels")]
 

@@ -5,7 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-RunFolder = Annotated[str, typer.Argument(help="run folder or URL", show_default=False)]
+from .words import counted
+
+
+def _from_anywhere(run: str) -> str:
+    """Return a run's folder as it is called wherever it is looked at from: pods, Jobs and Leases know it by that."""
+    return run if "://" in run else os.path.abspath(os.path.expanduser(run))  # noqa: PTH100, PTH111
+
+
+RunFolder = Annotated[str, typer.Argument(help="run folder or URL", show_default=False, callback=_from_anywhere)]
 
 
 def register(app: typer.Typer) -> None:
@@ -88,7 +96,8 @@ def cancel(run: RunFolder) -> None:
         raise UsageError(f"{run}: {why}; a run of this machine is ended by Ctrl-C")
     names = end(api, run)
     if names:
-        print(f"{run}: cancelled, {len(names)} Jobs deleted ({', '.join(names)}); 'neurokube resume {run}' goes on")
+        deleted = f"{counted(len(names), 'Job')} deleted ({', '.join(names)})"
+        print(f"{run}: cancelled, {deleted}; 'neurokube resume {run}' goes on")
     else:
         print(f"{run}: nothing of it is at work in the cluster")
 
@@ -115,9 +124,10 @@ def detached(planned: Any, engine: Any) -> None:
     """Start a driver in the cluster for a planned run, and say how to look at it."""
     from .engines.cluster.control import detach
 
-    with planned.lock(), engine:
-        with engine.hold(planned.url):
+    with engine:
+        with planned.lock(), engine.hold(planned.url):
             planned.prepare()
+        # the driver needs the lock, where it sees this machine's
         name, waits = detach(engine.api, engine.profile, planned.url)
     if waits:
         print(f"note: the driver waits: {waits}")

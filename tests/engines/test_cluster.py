@@ -76,12 +76,23 @@ def test_quantities_are_those_of_kubernetes():
     ("text", "words"),
     [
         ("profiles: [", "cannot be read"),
-        ("profiles: {other: {image: a}}", "no profile 'lab' below 'profiles'; there are: other"),
-        ("nothing: 1", "no profile 'lab' below 'profiles'; there are: none"),
-        ("profiles: {lab: {}}", "profiles.lab.image: Field required"),
+        (
+            "profiles: {other: {image: a}}",
+            "no profile 'lab' below 'profiles'; name one with --profile, there are: other",
+        ),
+        ("nothing: 1", "no profile 'lab' below 'profiles'; name one with --profile, there are: none"),
+        (
+            "profiles: {lab: {image: a, resources: {memory: 900Gi}}}",
+            "profiles.lab.resources.memory: 900Gi is more than the ceiling, 64Gi; lower it or raise 'ceiling'",
+        ),
+        (
+            "profiles: {lab: {image: a, stages: {graph: {resources: {cpu: 9}}}}}",
+            "profiles.lab.stages.graph.resources.cpu: 9 is more than the ceiling, 8",
+        ),
+        ("profiles: {lab: {}}", "profiles.lab.image: is missing"),
         ("profiles: {lab: {image: a, resources: {memory: lots}}}", "'lots' is no quantity; write it as 500m, 2, 4Gi"),
         ("profiles: {lab: {image: a, volumes: [{path: /x}]}}", "give either 'claim' or 'host_path'"),
-        ("profiles: {lab: {image: a, imagge: b}}", "profiles.lab.imagge: Extra inputs"),
+        ("profiles: {lab: {image: a, imagge: b}}", "profiles.lab.imagge: no such field"),
     ],
 )
 def test_profiles_that_say_nothing_sensible_are_refused_in_one_line(tmp_path, text, words):
@@ -97,7 +108,7 @@ def test_a_missing_file_of_profiles_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("NEUROKUBE_CLUSTER", raising=False)
     with pytest.raises(ConfigurationError, match=r"no cluster profiles \(neurokube-cluster\.yaml or"):
         load_profile("lab")
-    with pytest.raises(ConfigurationError, match=r"none\.yaml: cannot be read"):
+    with pytest.raises(ConfigurationError, match=r"none\.yaml: there is no such file"):
         load_profile("lab", "none.yaml")
 
 

@@ -3,12 +3,15 @@
 import json
 import os
 import socket
+import sys
 from itertools import groupby
 
 import pytest
 from cluster import DONE, OOM, Cluster, Fate
 from kubernetes_validate import validate
+from typer.testing import CliRunner
 
+from neurokube.cli import app
 from neurokube.engines import Batch
 from neurokube.engines.cluster import Lease, Profile, Refused, driver_manifest
 from neurokube.engines.cluster.control import cancel, detach, logs, overview
@@ -233,6 +236,18 @@ def test_parallelism_follows_what_the_cluster_grants(url):
                 cluster.slots = 100
     # from what was asked for to what is there and one that waits; once there is room, ever more
     assert [asked for asked, _ in groupby(cluster.asked)] == [64, 3, 6, 12, 24, 48, 64]
+
+
+def test_a_run_is_known_by_one_name_wherever_one_stands(tmp_path, monkeypatch):
+    """Jobs, Leases and pods are found by it."""
+    (tmp_path / "runs" / "image").mkdir(parents=True)
+    asked = []
+    monkeypatch.setattr("neurokube.workflow.Run.open", lambda url: asked.append(url) or sys.exit(0))
+    monkeypatch.chdir(tmp_path / "runs")
+    for command in ("status", "logs", "cancel", "resume"):
+        for run in ("image", "../runs/image/", str(tmp_path / "runs" / "image"), "s3://bucket/runs/image"):
+            CliRunner().invoke(app, [command, run])
+    assert asked == [*[str(tmp_path / "runs" / "image")] * 3, "s3://bucket/runs/image"] * 4
 
 
 def test_a_lease_that_another_takes_first_is_waited_for():

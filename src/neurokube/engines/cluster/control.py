@@ -17,6 +17,9 @@ from .profile import Profile
 _PATIENCE, _INTERVAL = 60.0, 1.0
 """Seconds that a driver gets to start before one is told why it has not, and between looks."""
 
+QUOTA = "exceeded quota"
+"""What a cluster says where a namespace has no more to give: others may leave some."""
+
 _HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
 
 
@@ -111,6 +114,8 @@ def overview(api: Api, run_url: str) -> Overview:
             steps[_name(job)] = step = _step(job)
             found.jobs[step] = found.jobs.get(step, 0) + 1
             found.pods.setdefault(step, Counter())
+        elif not found.driver and end_of(job) is None:
+            found.driver = f"Job {_name(job)}, starting"
     for pod in api.pods(f"{RUN}={run_id(run_url)}"):
         step = steps.get(pod["metadata"]["labels"].get("batch.kubernetes.io/job-name", ""), "")
         if step:
@@ -211,14 +216,18 @@ def hopeless(pods: Sequence[Manifest], events: Callable[[], list[Manifest]]) -> 
     """Return why no pod of a Job will ever run, and the remedy; "" where one may.  `events` are those about the Job."""
     for pod in pods:
         if what := _held_up(pod):
-            return f"pods cannot start: {what}; correct 'image' or 'secrets' in the profile"
+            field = "'image' or 'pull_secrets'" if "mage" in what else "'secrets'"
+            return f"pods cannot start: {what}; correct {field} in the profile"
         message = unschedulable(pod)
         if "persistentvolumeclaim" in message and "not found" in message:
             return f"{message}; create the claim, or correct 'volumes' in the profile"
     if not pods:
         for event in events():
             if event.get("reason") == "FailedCreate":
-                return f"no pod is admitted: {' '.join(event.get('message', '').split())[:300]}; correct the profile"
+                told = " ".join(event.get("message", "").split())[:300]
+                if QUOTA in told:
+                    return f"no pod is admitted: {told}; wait, ask for more quota, or lower 'resources' in the profile"
+                return f"no pod is admitted: {told}; correct the profile"
     return ""
 
 

@@ -183,6 +183,8 @@ def _volumes(profile: Profile) -> list[dict[str, Any]]:
 
 def _check(path: str, document: Any, request: Request) -> None:
     """Check what the engine relies on; the rest is for the API server to judge."""
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"{path}: renders to no Job but to {document!r:.60}; take job.yaml.j2 as a start")
     try:
         spec = document["spec"]
         wanted = {

@@ -176,6 +176,19 @@ class Profile(_Model):
     driver_node_selector: dict[str, str] = {}
     stages: dict[str, StageProfile] = Field({}, description="what stages have otherwise, by name or kind")
 
+    @model_validator(mode="after")
+    def _below_the_ceiling(self) -> Self:
+        for name in (None, *self.stages):
+            told = self.resources if name is None else self.of(name).resources
+            for what in ("cpu", "memory", "storage"):
+                asked, most = getattr(told, what), getattr(self.ceiling, what)
+                if amount(asked) > amount(most):
+                    place = f"stages.{name}.resources" if name else "resources"
+                    raise ValueError(
+                        f"{place}.{what}: {asked} is more than the ceiling, {most}; lower it or raise 'ceiling'"
+                    )
+        return self
+
     def of(self, *names: str) -> "Profile":
         """Return the profile for a stage: what is said of it under its name, or else its kind, comes first."""
         found = next((self.stages[name] for name in names if name in self.stages), None)
@@ -198,7 +211,9 @@ def load_profile(name: str, file: str | None = None) -> Profile:
     try:
         profile = Profile.model_validate(document)
     except ValidationError as error:
-        raise ConfigurationError(f"{path}: profiles.{name}.{first_mistake(error)}") from None
+        mistake = first_mistake(error).replace("Extra inputs are not permitted", "no such field; correct or remove it")
+        mistake = mistake.replace("Field required", "is missing; give it")
+        raise ConfigurationError(f"{path}: profiles.{name}.{mistake}") from None
     if profile.template is not None:
         template = path.parent / Path(profile.template).expanduser()
         try:
@@ -217,12 +232,16 @@ def read_profile(name: str, file: str | None = None) -> tuple[Path, Any]:
     path = _found(file)
     try:
         document = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigurationError(f"{path}: there is no such file; name one with --profiles") from None
     except (OSError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path}: cannot be read ({str(error).splitlines()[0]}); correct the file") from None
     profiles = document.get("profiles") if isinstance(document, dict) else None
     if not isinstance(profiles, dict) or name not in profiles:
         known = ", ".join(profiles) if isinstance(profiles, dict) else "none"
-        raise ConfigurationError(f"{path}: no profile '{name}' below 'profiles'; there are: {known}")
+        raise ConfigurationError(
+            f"{path}: no profile '{name}' below 'profiles'; name one with --profile, there are: {known}"
+        )
     return path, profiles[name]
 
 
