@@ -163,6 +163,37 @@ def test_a_destination_below_a_file_is_refused_in_one_line(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
+FULL = """
+import resource, sys
+from dataclasses import replace
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from test_bounds import SPEC
+from neurokube.errors import NeuroKubeError
+from neurokube.volumes.files import WRITERS, writing
+writing.BATCH_BYTES = 1 << 14
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+noise = np.random.default_rng(0).integers(0, 255, (1, 300, 300)).astype(np.uint8)
+for name, writer in WRITERS.items():
+    try:
+        writer.write(Path(sys.argv[2], "a" + writer.suffix), replace(SPEC, shape=(40, 300, 300)), lambda a, b: noise)
+    except NeuroKubeError as error:
+        print(name, error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+def test_a_write_that_fails_is_told_in_one_line_and_leaves_no_file(tmp_path):
+    command = [sys.executable, "-c", FULL, Path(__file__).parent, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert sorted(told) == sorted(WRITERS)
+    assert all("cannot be written (File too large)" in line or "disk is full" in line for line in told.values())
+    assert [f.name for f in tmp_path.iterdir()] == ["a.partial"]  # of the folders
+
+
 # Memory
 
 PEAK = """
@@ -193,8 +224,10 @@ print(written, mapped)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process from /proc")
-@pytest.mark.parametrize("kind", ["image", "labels"])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*((name, "image") for name in FILES), *((name, "labels") for name in ("hdf5", "nrrd", "tiff", "amira"))],
+)
 def test_memory_does_not_grow_with_the_volume(tmp_path, name, kind):
     peaks = []
     for depth in (32, 256):  # 8 and 64 MiB

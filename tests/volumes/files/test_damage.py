@@ -1,4 +1,4 @@
-"""Some hundred damaged files of each reader: each is read or refused in one line, in bounded memory and time."""
+"""Two hundred damaged files of each reader: each is read or refused in one line, in bounded memory and time."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from micrographs import dm
 from neurokube.volumes import VolumeSpec
 from neurokube.volumes.files import WRITERS
 
-MUTANTS = 300
+MUTANTS = 200
 MEMORY = 3 << 30
 """Address space that a process may take: libraries alone reserve more than one GB of it."""
 

@@ -1,5 +1,6 @@
 """HDF5: datasets of other tools read; written with the attributes of CREMI and of Fiji's and ilastik's readers."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def _write(path: Path, spec: VolumeSpec, sections: Sections, *, token: str = "")
     name = "labels" if spec.kind == "labels" else "raw"
     lead = () if spec.channels is None else (spec.channels,)
     chunk = tuple(min(n, c) for n, c in zip(spec.shape, (_depth(spec), 256, 256), strict=True))
-    with whole_file(path) as work, h5py.File(work, "w", locking=False) as h5:  # the file is locked already
+    with whole_file(path) as work, _Lenient(work) as raw, h5py.File(raw, "w") as h5:
         dataset = h5.create_dataset(
             name,
             (*lead, *spec.shape),
@@ -99,7 +100,51 @@ def _write(path: Path, spec: VolumeSpec, sections: Sections, *, token: str = "")
         dataset.attrs["element_size_um"] = np.array(spec.voxel_size) / 1e3
         for start, stop in batches(spec, chunk[0]):
             dataset[..., start:stop, :, :] = sections(start, stop)
+            h5.flush()
+            raw.check()
     return ()
+
+
+class _Lenient(io.RawIOBase):
+    """A file whose writes never fail, but are remembered to have: `check` and the end of the block raise that.
+
+    The library keeps what it could not write, tries again when it is closed, and then ends the process (h5py 3.16).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("r+b", buffering=0)
+        self._fault: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while left and self._fault is None:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self._fault = error
+        return size
+
+    def check(self) -> None:
+        """Raise the first fault."""
+        if self._fault is not None:
+            raise self._fault
+
+    def readinto(self, data: Any) -> int:
+        return self._file.readinto(data) or 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def truncate(self, size: int | None = None) -> int:
+        return self._file.truncate(size)
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self.check()
 
 
 def _depth(spec: VolumeSpec) -> int:

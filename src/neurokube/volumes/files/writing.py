@@ -1,5 +1,6 @@
 """What writes a file of another tool: a few sections at a time, and whole or not at all."""
 
+import errno
 import fcntl
 import json
 import os
@@ -50,7 +51,7 @@ class Writer:
     """A format that can be written.
 
     `suffix` is what its files end in, "" for a folder; `dtypes` are what images, and `label_dtypes` what labels, may
-    be, the narrowest first; `channels` says whether it holds several; `most` is the most voxels along an axis.
+    be, the narrowest first; `channels` says whether it holds several.
 
     `write(path, spec, sections)` asks for the sections in order, a few at a time, and returns remarks: what the
     format does not keep.  It writes to `path` + ".partial" and renames that last, replacing a file but not a folder
@@ -64,9 +65,6 @@ class Writer:
     label_dtypes: tuple[str, ...]
     write: Write
     channels: bool = False
-    most: int | None = None
-    remedies: tuple[tuple[str, str], ...] = ()
-    """What to do about an image of a dtype, where it is something else than another format."""
 
     def check(self, spec: VolumeSpec) -> None:
         """Refuse a volume that the format cannot hold.
@@ -79,12 +77,6 @@ class Writer:
                 f"{self.name}: holds one channel and the volume has {spec.channels}; choose one with --channel, "
                 "or use --format hdf5 or imagej"
             )
-        if self.most is not None and max(spec.shape) > self.most:
-            shown = " x ".join(str(n) for n in spec.shape)
-            raise UsageError(
-                f"{self.name}: holds at most {self.most} voxels along an axis, the volume is {shown}; "
-                "export a smaller region, or use --format hdf5"
-            )
         allowed = self.label_dtypes if spec.kind == "labels" else self.dtypes
         if spec.dtype not in allowed:
             raise UsageError(f"{self.name}: holds no {spec.dtype} {self._remedy(spec, allowed)}")
@@ -93,8 +85,8 @@ class Writer:
         unsigned = [d for d in allowed if d.startswith("uint") and np.dtype(d).itemsize < np.dtype(spec.dtype).itemsize]
         if spec.kind == "labels" and unsigned and spec.dtype.startswith("uint"):
             return f"labels; number them from 1 on with --relabel ({unsigned[-1]} at most), or use --format hdf5"
-        given = dict(self.remedies).get(spec.dtype, f"it can be {', '.join(allowed)}; use --format hdf5")
-        return f"{'labels' if spec.kind == 'labels' else 'images'}; {given}"
+        kind = "labels" if spec.kind == "labels" else "images"
+        return f"{kind}, they can be {', '.join(allowed)}; use --format hdf5"
 
 
 def section_bytes(spec: VolumeSpec) -> int:
@@ -209,5 +201,7 @@ def _faults(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None and "requested and" in str(error):
+            error.errno = errno.ENOSPC  # NumPy says of a full disk only that it wrote less than it should
         told = f"{path}: cannot be written ({error.strerror or error}); choose another destination"
         raise surroundings(error, str(path)) or UsageError(told) from None
