@@ -321,8 +321,9 @@ class _Place:
     def _clear_url(self, token: str, overwrite: bool) -> None:
         store = Store(self.data)
         if (left := store.read(_LEDGER)) is not None:
-            if _token(left) != token:
-                store.delete_all()
+            if _token(left) == token:
+                return
+            store.delete_all()
         elif store.keys():
             if not overwrite:
                 remedy = "choose another destination, or replace it with --overwrite"
@@ -330,6 +331,7 @@ class _Place:
             if not any(store.read(name) is not None for name in _MARKS):
                 raise UsageError(f"{self.data}: holds objects that are no volume; choose a destination that is empty")
             store.delete_all()
+        store.write_json(_LEDGER, {"token": token, "done": []})
 
 
 _MARKS = ("zarr.json", ".zattrs", "attributes.json", "info")
@@ -364,10 +366,13 @@ def _clear_folder(work: Path, token: str) -> None:
     ledger = work / _LEDGER
     if ledger.exists() and _token(ledger.read_bytes()) == token:
         return
-    if entries and not ledger.exists():
+    # a kill may strike while the ledger itself is written
+    if not ledger.exists() and any(not entry.name.startswith(_LEDGER) for entry in entries):
         raise UsageError(f"{work}: is in the way and was not left by an export; move it")
     for entry in sorted(entries, key=lambda e: e.name == _LEDGER):  # the ledger goes last: it says whose folder it is
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    # before anything else: what has no ledger is nobody's
+    Store(str(work)).write_json(_LEDGER, {"token": token, "done": []})
 
 
 def _check_space(place: _Place, target: "Target", spec: VolumeSpec) -> None:
