@@ -239,7 +239,8 @@ def test_lookup_names_the_chunks_of_each_label(labels, tmp_path, monkeypatch):
             assert label // 1000 == int(file.name)
             found[label] = {tuple(b) for b in boxes.tolist()}
             at += 12 + 48 * count
-    for label in np.unique(data)[1:].tolist():
+    assert set(found) == set(np.unique(data)[1:].tolist())
+    for label in np.unique(data)[1::100].tolist():
         chunks = {tuple(k // c * c for k, c in zip(p, (16, 128, 128), strict=True)) for p in np.argwhere(data == label)}
         ends = {c: [min(a + n, s) - 1 for a, n, s in zip(c, (16, 128, 128), LABELS.shape, strict=True)] for c in chunks}
         assert found[label] == {(*c[::-1], *ends[c][::-1]) for c in chunks}
