@@ -496,6 +496,18 @@ def test_a_turned_bdv_volume_is_refused(image, tmp_path):
         open_volume(report.url)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_workflows_take_every_format(format, image, tmp_path):
+    """The same run, whatever format the image is in."""
+    from neurokube.workflow.plan import input_key
+    from neurokube.workflow.template import write_workflow
+
+    report = export(image, tmp_path / "o.n5", format)
+    assert input_key(open_volume(report.url), None) == input_key(open_volume(report.url), None)
+    write_workflow(report.url, str(tmp_path / "w.yaml"), model="none")
+    assert f'path: "{Path(report.url).name}"' in (tmp_path / "w.yaml").read_text()
+
+
 # Bad input
 
 

@@ -237,7 +237,7 @@ def _input_source(name: str, volume: Volume, region: Box | None) -> Source:
 
 def input_key(volume: Volume, region: Box | None) -> str:
     """Return what identifies an input: its fingerprint, or, where a stranger wrote it, what is stored."""
-    content = volume.fingerprint or _stored(volume.url)
+    content = volume.fingerprint or _stored(volume.data or volume.url)
     return digest({"content": content, "spec": volume.spec, "region": str(region) if region else None})
 
 
