@@ -505,7 +505,7 @@ def test_workflows_take_every_format(format, image, tmp_path):
     report = export(image, tmp_path / "o.n5", format)
     assert input_key(open_volume(report.url), None) == input_key(open_volume(report.url), None)
     write_workflow(report.url, str(tmp_path / "w.yaml"), model="none")
-    assert f'path: "{Path(report.url).name}"' in (tmp_path / "w.yaml").read_text()
+    assert f'path: "{Path(report.url).relative_to(tmp_path)}"' in (tmp_path / "w.yaml").read_text()
 
 
 # Bad input
@@ -585,6 +585,23 @@ def test_damaged_files_are_one_line(format, seed, tmp_path_factory):
             volume.read(Box.of(volume.level_shape(level)), level)
     except (DataError, TryAgainError) as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("format", ["n5", "paintera"])
+def test_a_full_disk_loses_nothing(format, image, labels, small_disk):
+    """What was written stays, and the export goes on once there is space."""
+    volume = labels if format == "paintera" else image
+    plain = {"compression": "raw", "levels": 1, "workers": 1}
+    report = None
+    for _ in range(2):
+        with pytest.raises(TryAgainError, match="free some space") as refusal:
+            report = export(volume, small_disk / "d.n5", format, **plain)
+        assert "\n" not in str(refusal.value)
+        with pytest.raises(DataError):
+            open_volume(str(small_disk / "d.n5/labels" if format == "paintera" else small_disk / "d.n5"))
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    report = export(volume, small_disk / "d.n5", format, **plain)
+    assert np.array_equal(open_volume(report.url).read(SPEC.box), volume.read(SPEC.box))
 
 
 def test_an_unknown_codec_is_one_line(image, tmp_path):
