@@ -1,6 +1,6 @@
 """Copies of a volume to the formats of other tools, beside tensorstore alone and the formats' own libraries.
 
-    python -m benchmarks.formats [--size 1.0] [--rounds 3] [--folder FOLDER] [--data ../shared/data/fib25]
+    python -m benchmarks.formats [--size 1.0] [--rounds 3] [--formats n5,precomputed] [--folder FOLDER] [--data FOLDER]
 
 The volume, `--size` GB of 8-bit voxels, is a FIB-SEM volume laid out by mirroring (noise where it is absent).  One
 resolution is copied.  tensorstore alone is `target.write(source)` to the same shards and codecs, with its own
@@ -36,11 +36,12 @@ FORMATS = ("ome-zarr", "n5", "precomputed")
 EXPORT = """
     import resource, sys
     from neurokube.volumes.exporting import export_volume
-    report = export_volume(sys.argv[1], sys.argv[2], format=sys.argv[3], levels=1, overwrite=True, quiet=True)
+    report = export_volume(sys.argv[1], sys.argv[2], format=sys.argv[3], levels=1, overwrite=True, quiet=True,
+                           workers=int(sys.argv[4]))
     print(report.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 """
 
-COPY = """
+TENSORSTORE = """
     import resource, shutil, sys, time
     import tensorstore as ts
     from neurokube.volumes import VolumeSpec
@@ -113,17 +114,17 @@ def stored(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def copies(folder: Path, volume: Volume, rounds: int) -> None:
+def copies(folder: Path, volume: Volume, rounds: int, formats: list[str], workers: int) -> None:
     size = np.prod(volume.spec.shape) / 1e6
     peers = os.environ.get("NEUROKUBE_PEERS", sys.executable)
     print(f"\n{size / 1e3:.2f} GB, {rounds} rounds, {machine()}\n")
     print("| format | export | tensorstore alone | export / tensorstore | its own library | stored | peak memory |")
     print("|---|---|---|---|---|---|---|")
-    for format in FORMATS:
+    for format in formats:
         ours, theirs, others, memory = [], [], [], []
         for _ in range(rounds):
-            one = measured(sys.executable, EXPORT, volume.url, str(folder / "ours"), format)
-            two = measured(sys.executable, COPY, volume.url, str(folder / "alone"), format)
+            one = measured(sys.executable, EXPORT, volume.url, str(folder / "ours"), format, str(workers))
+            two = measured(sys.executable, TENSORSTORE, volume.url, str(folder / "alone"), format)
             assert one and two
             ours.append(size / one[0])
             theirs.append(size / two[0])
@@ -182,13 +183,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", type=float, default=1.0, help="GB")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--formats", default=",".join(FORMATS), help="none: only codecs")
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/fib25"))
     options = parser.parse_args()
     with TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         volume = source_of(folder, options.size, options.data)
-        copies(folder, volume, options.rounds)
+        copies(folder, volume, options.rounds, [f for f in options.formats.split(",") if f], options.workers)
         image = volume.arrays[0][:256, :256, :256].read().result()
         codecs(folder, image)
 

@@ -489,14 +489,14 @@ class _Writing:
         return sum(sizes)
 
     def check(self, url: str) -> None:
-        """Compare some blocks, as they are read back, with the source.
+        """Compare some shards or chunks, as they are read back, with the source.
 
         Raises:
             TryAgainError: where the store gives back something other than was written.
         """
-        stored, blocks = open_volume(url), self.blocks[0]
-        for block in np.unique(np.linspace(0, len(blocks) - 1, 3).round().astype(int)).tolist():
-            box = blocks.box(block)
+        stored, grid = open_volume(url), self.blocks[0].grid
+        for cell in np.unique(np.linspace(0, len(grid) - 1, 3).round().astype(int)).tolist():
+            box = grid.box(cell)
             if not np.array_equal(stored.read(box), self.view.read(box)):
                 raise TryAgainError(
                     f"{url}: voxels {box} were read back different from {self.view.url}; check the disk, and that "
