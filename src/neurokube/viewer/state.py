@@ -121,10 +121,14 @@ def contrast(volume: Volume) -> tuple[float, float] | None:
     return (low, high) if low < high else None
 
 
+def _driver(volume: Volume) -> str:
+    return "zarr2" if volume.format == "zarr" else volume.format
+
+
 def _layer_state(layer: Layer, volume: Volume, address: str) -> dict[str, Any]:
     state: dict[str, Any] = {
         "name": layer.name,
-        "source": f"{address}/data/{quote(layer.name, safe='')}/|zarr3:",
+        "source": f"{address}/data/{quote(layer.name, safe='')}/|{_driver(volume)}:",
         "visible": layer.visible,
     }
     if volume.spec.channels:

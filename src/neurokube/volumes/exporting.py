@@ -322,8 +322,9 @@ class _Place:
     def _clear_url(self, token: str, overwrite: bool) -> None:
         store = Store(self.data)
         if (left := store.read(_LEDGER)) is not None:
-            if _token(left) != token:
-                store.delete_all()
+            if _token(left) == token:
+                return
+            store.delete_all()
         elif store.keys():
             if not overwrite:
                 remedy = "choose another destination, or replace it with --overwrite"
@@ -331,6 +332,7 @@ class _Place:
             if not any(store.read(name) is not None for name in _MARKS):
                 raise UsageError(f"{self.data}: holds objects that are no volume; choose a destination that is empty")
             store.delete_all()
+        store.write_json(_LEDGER, {"token": token, "done": []})
 
 
 _MARKS = ("zarr.json", ".zattrs", "attributes.json", "info")
@@ -365,10 +367,13 @@ def _clear_folder(work: Path, token: str) -> None:
     ledger = work / _LEDGER
     if ledger.exists() and _token(ledger.read_bytes()) == token:
         return
-    if entries and not ledger.exists():
+    # a kill may strike while the ledger itself is written
+    if not ledger.exists() and any(not entry.name.startswith(_LEDGER) for entry in entries):
         raise UsageError(f"{work}: is in the way and was not left by an export; move it")
     for entry in sorted(entries, key=lambda e: e.name == _LEDGER):  # the ledger goes last: it says whose folder it is
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    # before anything else: what has no ledger is nobody's
+    Store(str(work)).write_json(_LEDGER, {"token": token, "done": []})
 
 
 def _needed(target: "Target", spec: VolumeSpec) -> float:
@@ -478,14 +483,14 @@ class _Writing:
         return sum(sizes)
 
     def check(self, url: str) -> None:
-        """Compare some blocks, as they are read back, with the source.
+        """Compare some shards or chunks, as they are read back, with the source.
 
         Raises:
             TryAgainError: where the store gives back something other than was written.
         """
-        stored, blocks = open_volume(url), self.blocks[0]
-        for block in np.unique(np.linspace(0, len(blocks) - 1, 3).round().astype(int)).tolist():
-            box = blocks.box(block)
+        stored, grid = open_volume(url), self.blocks[0].grid
+        for cell in np.unique(np.linspace(0, len(grid) - 1, 3).round().astype(int)).tolist():
+            box = grid.box(cell)
             if not np.array_equal(stored.read(box), self.view.read(box)):
                 raise TryAgainError(
                     f"{url}: voxels {box} were read back different from {self.view.url}; check the disk, and that "

@@ -80,7 +80,7 @@ class Volume:
     """An open volume; `arrays` holds its resolutions, the finest first.
 
     `voxel_sizes` are theirs, (z, y, x) in nm, as the metadata says; `format` is the driver that reads them,
-    by the name that Neuroglancer has for it.
+    by the name that Neuroglancer has for it; `data` is where they lie, if not at `url`.
     """
 
     url: str
@@ -89,6 +89,7 @@ class Volume:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     voxel_sizes: tuple[Nanometres, ...] = ()
     format: str = "zarr3"
+    data: str = ""
 
     def read(self, box: Box, level: int = 0) -> NDArray[Any]:
         """Return the voxels of a box that lies inside the volume, shape ([c,] z, y, x).

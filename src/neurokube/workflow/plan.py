@@ -245,7 +245,7 @@ def _stored(volume: Volume) -> list[Any]:
     """Return the keys of a volume and, in a folder, size and time of each object; from a web server its metadata."""
     from pathlib import Path
 
-    url = volume.url
+    url = volume.data or volume.url
     if url.startswith(("http://", "https://")):
         return [url, *(array.spec().to_json() for array in volume.arrays)]
     keys = Store(url).keys()

@@ -112,13 +112,11 @@ def read(url: str, still: bool) -> Volume:
         view = next(v for v in views if v.attrib["timepoint"] == str(times[0]))
         size, offset = _placed(view, setup.unit, file)
         factors = (Store(group).read_json(f"setup{setup.id}/attributes.json") or {})["downsamplingFactors"]
-        arrays = [
-            turned(open_array(join(group, f"setup{setup.id}/timepoint{times[0]}/s{k}"), "n5", still=still, open=True))
-            for k in range(len(factors))
-        ]
+        data = join(group, f"setup{setup.id}/timepoint{times[0]}")
+        arrays = [turned(open_array(join(data, f"s{k}"), "n5", still=still, open=True)) for k in range(len(factors))]
         sizes = tuple(scaled(size, (int(z), int(y), int(x))) for x, y, z in factors)
         spec = VolumeSpec(**shaped(arrays[0]), voxel_size=size, offset=offset, kind=ours.get("kind", "image"))
-    return Volume(url, spec, tuple(arrays), ours, sizes, "n5")
+    return Volume(url, spec, tuple(arrays), ours, sizes, "n5", data)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,15 @@ INVALID = np.uint64(0xFFFFFFFFFFFFFFFE)
 """What imglib2 has for voxels that were never labelled."""
 
 
+def single(labels: NDArray[np.uint64]) -> Any:
+    """Return the `LabelMultiset` of the finest resolution, where each voxel holds one label once."""
+    from bioimage_cpp.label_multiset import LabelMultiset
+
+    ids, entry = np.unique(labels, return_inverse=True)
+    entry, ones = entry.ravel().astype(np.uint64), np.ones(len(ids), np.uint64)
+    return LabelMultiset(labels.ravel(), entry, entry, ones, ids, ones.astype(np.uint32))
+
+
 def serialized(multiset: Any) -> bytes:
     """Return the content of a chunk from a `LabelMultiset` of bioimage-cpp, its voxels in the order (z, y, x)."""
     sizes = multiset.entry_sizes.astype(np.int64)

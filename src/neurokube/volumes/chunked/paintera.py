@@ -21,7 +21,7 @@ from ...blocks import Box, Grid, Vector
 from ...errors import DataError, UsageError
 from ..store import Store, join
 from ..volume import VolumeSpec, coarser, layout
-from .multisets import decoded, deserialized, encoded, joined, serialized
+from .multisets import decoded, deserialized, encoded, joined, serialized, single
 from .n5 import CODECS, N5Target, datasets, root
 from .target import Options, Target, no_channels, xyz
 
@@ -118,8 +118,6 @@ class LabelTarget(N5Target):
         Raises:
             DataError: for labels from 2**63 up, which Java does not have.
         """
-        from bioimage_cpp.label_multiset import multiset_from_labels
-
         if data.dtype.kind == "i" and data.size and data.min() < 0:
             raise DataError(f"{self.url}: the volume holds negative labels; renumber them from 0 up")
         labels = data.astype(np.uint64, copy=False)
@@ -127,7 +125,7 @@ class LabelTarget(N5Target):
             raise DataError(f"{self.url}: Paintera has labels up to 2**63 - 1, one is {labels.max()}; renumber them")
         for number in self._grid(level).within(self._cells(box)):
             part = self._grid(level).box(number)
-            self._put(level, number, multiset_from_labels(labels[part.relative_to(box.start).slices], (1, 1, 1)))
+            self._put(level, number, single(labels[part.relative_to(box.start).slices]))
 
     def fill(self, level: int, box: Box) -> None:
         """Make a box of a resolution (at least 1) of the next finer one, which is complete."""
@@ -227,9 +225,14 @@ class LabelTarget(N5Target):
             label = int(labels[a])
             record = label.to_bytes(8, "big") + int(b - a).to_bytes(4, "big") + boxes[a:b].tobytes()
             content.setdefault(label // LOOKUP_STEP, []).append(record)
-        for step, records in content.items():
-            key = f"label-to-block-mapping/s{level}/{step}"
-            self.store.write(key, encoded(b"".join(records), (LOOKUP_STEP,), self.codec))
+        codec = self.codec
+
+        def write(step: int) -> None:
+            chunk = encoded(b"".join(content[step]), (LOOKUP_STEP,), codec)
+            self.store.write(f"label-to-block-mapping/s{level}/{step}", chunk)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(write, content))
 
     def _boxes(self, level: int, numbers: NDArray[np.uint64]) -> NDArray[Any]:
         """Return the first and the last voxel, (x, y, z) each, of chunks."""
