@@ -29,6 +29,9 @@ class Bucket:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # an answer in one piece: in two, the second waits for the first to be acknowledged
+    wbufsize = -1
+    disable_nagle_algorithm = True
     server: Any
 
     def handle_any(self) -> None:

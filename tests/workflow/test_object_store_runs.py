@@ -24,7 +24,7 @@ from neurokube.workflow.integrity import check_run
 CHAIN = {name: STAGES[name] for name in ("boundaries", "fragments", "graph", "segmentation")} | {
     "multicut": {"first_block": TILE}
 }
-KILLS = int(os.environ.get("NEUROKUBE_TEST_KILLS", "2"))
+KILLS = int(os.environ.get("NEUROKUBE_TEST_KILLS", "1"))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def reference(tmp_path_factory):
     return results(run)
 
 
-@pytest.fixture(params=["all", "create", "none", "real"])
+@pytest.fixture(params=["create", "none", "real"])
 def workspace(request, monkeypatch, tmp_path):
     monkeypatch.setattr(stores, "_HELD", {})
     if request.param == "real":
@@ -80,8 +80,8 @@ def test_kills_and_damage_change_nothing(reference, workspace, tmp_path):
     run = Run.open(f"{workspace}/run")
     assert results(run) == reference
     print(f"{workspace}: {kills} kills, {len(store.keys())} objects, the rest in {time.monotonic() - began:.1f} s")
-    keys = [key for key in store if "/c/" in key or key.endswith(".npy")]
-    for key in choice.sample(keys, 6):
+    stored = store.keys()
+    for key in choice.sample([key for key in stored if "/c/" in key or key.endswith(".npy")], 6):
         store.write(key, (store.read(key) or b"")[:-5])
     python = [sys.executable, "-m", "neurokube"]
     assert len(check_run(run, quiet=True).damage) == 6
