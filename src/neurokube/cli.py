@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from . import cli_cluster, cli_edits, cli_inspection, cli_models, cli_training
+from . import cli_cluster, cli_edits, cli_inspection, cli_models, cli_training, cli_volumes
 
 app = typer.Typer(
     name="neurokube",
@@ -26,6 +26,7 @@ app = typer.Typer(
 
 app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_edits.app, name="edit")
+cli_volumes.add(app)
 
 Workers = Annotated[
     int | None, typer.Option("--workers", "-w", min=0, help="worker processes; 0: in this process [default: cores]")

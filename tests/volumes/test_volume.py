@@ -194,7 +194,7 @@ def test_a_missing_volume_says_how_to_make_one(tmp_path):
     assert refuse(lambda: open_volume(url), "make one with 'neurokube import").startswith(f"{url}: no volume there")
 
 
-@pytest.mark.parametrize("names", ["xyz", "yx", "tczyx", "cxyz"])
+@pytest.mark.parametrize("names", ["xyz", "yx", "ctzyx", "cxyz"])
 def test_foreign_axes_are_refused(volume, edit, names):
     edit(lambda attributes: scales(attributes).update(axes=[{"name": name} for name in names]))
     refuse(lambda: open_volume(volume.url), f"axes are {', '.join(names)}; they must be z, y, x or c, z, y, x")

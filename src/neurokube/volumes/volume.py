@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -76,12 +77,18 @@ class VolumeSpec:
 
 @dataclass(frozen=True)
 class Volume:
-    """An open volume; `arrays` holds its resolutions, the finest first."""
+    """An open volume; `arrays` holds its resolutions, the finest first.
+
+    `voxel_sizes` are theirs, (z, y, x) in nm, as the metadata says; `format` is the driver that reads them,
+    by the name that Neuroglancer has for it.
+    """
 
     url: str
     spec: VolumeSpec
     arrays: tuple[Any, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    voxel_sizes: tuple[Nanometres, ...] = ()
+    format: str = "zarr3"
 
     def read(self, box: Box, level: int = 0) -> NDArray[Any]:
         """Return the voxels of a box that lies inside the volume, shape ([c,] z, y, x).
@@ -139,7 +146,7 @@ class Volume:
             raise DataError(f"{self.url}: region {box} is not inside the volume {self.spec.box}; choose one that is")
         array = self.arrays[0][(..., *box.slices)]
         array = array[ts.d[:].translate_to[0]]
-        return replace(self, spec=self.spec.crop(box), arrays=(array,))
+        return replace(self, spec=self.spec.crop(box), arrays=(array,), voxel_sizes=(self.spec.voxel_size,))
 
     def beneath(self, other: VolumeSpec) -> "Volume":
         """Return the cut-out that another volume covers; the volume itself where it does not in whole voxels."""
@@ -185,12 +192,13 @@ def create(
     factors: Sequence[Vector] = ((1, 1, 1),),
     attributes: Mapping[str, Any] | None = None,
     announce: bool = True,
+    codec: Mapping[str, Any] | None = None,
 ) -> Volume:
     """Create an empty volume, one sharded Zarr v3 array a resolution, with OME-NGFF 0.5 metadata.
 
-    `attributes` is kept under the key `neurokube` of the group.  A volume that is there already with
-    the same metadata is opened; the group metadata is written last, and not at all without `announce`:
-    until a second call writes it, nobody takes the arrays for a volume.
+    `attributes` is kept under the key `neurokube` of the group; `codec` compresses instead of zstd.  A volume
+    that is there already with the same metadata is opened; the group metadata is written last, and not at all
+    without `announce`: until a second call writes it, nobody takes the arrays for a volume.
     """
     default_shard, default_chunk = layout(spec)
     shard, chunk = (
@@ -213,7 +221,11 @@ def create(
                     "name": "sharding_indexed",
                     "configuration": {
                         "chunk_shape": [*(1 for _ in lead), *chunk],
-                        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, _zstd(spec.dtype), _CRC],
+                        "codecs": [
+                            {"name": "bytes", "configuration": {"endian": "little"}},
+                            codec or _zstd(spec.dtype),
+                            _CRC,
+                        ],
                         "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, _CRC],
                     },
                 }
@@ -221,15 +233,29 @@ def create(
         }
         if np.dtype(spec.dtype).itemsize == 1:
             del metadata["codecs"][0]["configuration"]["codecs"][0]["configuration"]  # type: ignore[index]
-        arrays.append(_open_array(join(url, str(level)), metadata=metadata, create=True, open=True))
+        arrays.append(open_array(join(url, str(level)), metadata=metadata, create=True, open=True))
     group = {
         "zarr_format": 3,
         "node_type": "group",
-        "attributes": {"ome": _ome(url, spec, factors), "neurokube": {"kind": spec.kind, **attributes}},
+        "attributes": {"ome": ome_metadata(url, spec, factors), "neurokube": {"kind": spec.kind, **attributes}},
     }
     if announce:
         Store(url).write_json("zarr.json", group, indent=2)
-    return Volume(url, spec, tuple(arrays), attributes)
+    return Volume(url, spec, tuple(arrays), attributes, tuple(scaled(spec.voxel_size, factor) for factor in factors))
+
+
+def scaled(size: Nanometres, factor: Vector) -> Nanometres:
+    """Return the voxel size of a resolution that is coarser by `factor`."""
+    z, y, x = (v * f for v, f in zip(size, factor, strict=True))
+    return z, y, x
+
+
+def coarser(spec: VolumeSpec, factor: Vector) -> VolumeSpec:
+    """Return the description of a resolution that is coarser by `factor`; its offset is its first voxel's centre."""
+    z, y, x = (-(-n // f) for n, f in zip(spec.shape, factor, strict=True))
+    # a coarse voxel's centre lies half a coarse voxel minus half a fine one further in
+    oz, oy, ox = (o + v * (f - 1) / 2 for o, v, f in zip(spec.offset, spec.voxel_size, factor, strict=True))
+    return replace(spec, shape=(z, y, x), voxel_size=scaled(spec.voxel_size, factor), offset=(oz, oy, ox))
 
 
 def exists(url: str) -> bool:
@@ -238,35 +264,59 @@ def exists(url: str) -> bool:
 
 
 def open_volume(url: str, *, still: bool = False) -> Volume:
-    """Open an OME-NGFF 0.5 volume; a `still` one is not written while it is open, and what was read of it is kept.
+    """Open a volume: OME-NGFF 0.5, or what `chunked` reads; a `still` one stays as it is while it is open.
+
+    What was read of a `still` volume is kept.
 
     Raises:
         DataError: where there is none, or its metadata says nothing that can be understood.
     """
-    group = Store(url).read_json("zarr.json")
+    group = None if url.endswith(".xml") else Store(url).read_json("zarr.json")
+    if group is None:
+        from .chunked import open_chunked
+
+        if (other := open_chunked(url, still=still)) is not None:
+            return other
     if group is None and Store(url).read("run.json") is not None:
         raise DataError(f"{url}: a run, not a volume; name one in it, as {join(url, 'segmentation', 'segmentation')}")
     if group is None:
-        raise DataError(f"{url}: no volume there (no zarr.json); make one with 'neurokube import SOURCE {url}'")
-    found = _metadata(f"{url}/zarr.json", group)
-    arrays = tuple(_open_array(join(url, path), still=still, open=True) for path in found.paths)
+        told = "no zarr.json, .zattrs, attributes.json or info"
+        raise DataError(f"{url}: no volume there ({told}); make one with 'neurokube import SOURCE {url}'")
+    where = f"{url}/zarr.json"
+    with _legible(where):
+        ome, ours = group["attributes"]["ome"], dict(group["attributes"].get("neurokube") or {})
+    return opened(url, where, ome, ours, "zarr3", still)
+
+
+def opened(url: str, where: str, ome: Mapping[str, Any], ours: Mapping[str, Any], driver: str, still: bool) -> Volume:
+    """Open the arrays that the OME-NGFF metadata of a group names."""
+    found = _metadata(where, ome, ours)
+    arrays = [open_array(join(url, path), driver, still=still, open=True) for path in found.paths]
     for path, array in zip(found.paths, arrays, strict=True):
-        if array.rank != found.axes:
+        if array.rank != len(found.axes):
             raise DataError(
-                f"{join(url, path)}: has {array.rank} axes, not the {found.axes} that {url}/zarr.json names; "
+                f"{join(url, path)}: has {array.rank} axes, not the {len(found.axes)} that {where} names; "
                 "correct one of them"
             )
-        _check_sizes(join(url, path), array)
-    *lead, z, y, x = arrays[0].shape
-    spec = VolumeSpec(
-        shape=(int(z), int(y), int(x)),
-        dtype=np.dtype(arrays[0].dtype.numpy_dtype).name,
-        voxel_size=found.voxel_size,
-        offset=found.offset,
-        kind=found.kind,
-        channels=int(lead[0]) if lead else None,
-    )
-    return Volume(url, spec, arrays, found.ours)
+    if found.axes[0] == "t":
+        if arrays[0].shape[0] != 1:
+            raise DataError(f"{url}: holds {arrays[0].shape[0]} points of time; save one of them as a volume")
+        arrays = [array[0] for array in arrays]
+    if "t" in found.axes and "c" in found.axes and arrays[0].shape[0] == 1:
+        # Bio-Formats writes all five axes, whatever there is
+        arrays = [array[0] for array in arrays]
+    spec = VolumeSpec(**shaped(arrays[0]), voxel_size=found.voxel_sizes[0], offset=found.offset, kind=found.kind)
+    return Volume(url, spec, tuple(arrays), ours, found.voxel_sizes, driver)
+
+
+def shaped(array: Any) -> dict[str, Any]:
+    """Return what an array of shape ([c,] z, y, x) says of a `VolumeSpec`: shape, dtype and channels."""
+    *lead, z, y, x = array.shape
+    return {
+        "shape": (int(z), int(y), int(x)),
+        "dtype": np.dtype(array.dtype.numpy_dtype).name,
+        "channels": int(lead[0]) if lead else None,
+    }
 
 
 def _zstd(dtype: str) -> dict[str, Any]:
@@ -291,40 +341,45 @@ NANOMETRES = {"angstrom": 0.1, "nanometer": 1.0, "micrometer": 1e3, "millimeter"
 
 
 class _Metadata(NamedTuple):
-    axes: int
-    voxel_size: Nanometres
+    axes: list[str]
+    voxel_sizes: tuple[Nanometres, ...]
     offset: Nanometres
     paths: list[str]
     kind: Kind
-    ours: Mapping[str, Any]
 
 
-def _metadata(where: str, group: Any) -> _Metadata:
-    """Read the metadata of a group: the axes, the place of the finest resolution, the arrays' paths."""
+@contextmanager
+def _legible(where: str) -> Iterator[None]:
+    """Turn what metadata of another form leads to into one line."""
     try:
-        ome = group["attributes"]["ome"]
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else "it is malformed"
+        raise DataError(
+            f"{where}: no OME-NGFF multiscale metadata that can be read ({reason}); "
+            "import the data with 'neurokube import' or correct the file"
+        ) from None
+
+
+def _metadata(where: str, ome: Mapping[str, Any], ours: Mapping[str, Any]) -> _Metadata:
+    """Read the metadata of a group: the axes, the place of the finest resolution, the arrays' paths."""
+    with _legible(where):
         scales = ome["multiscales"][0]
         axes = [axis["name"] for axis in scales["axes"]]
         units = [axis.get("unit", "nanometer") for axis in scales["axes"][-3:]]
         _check_axes(where, axes, units)
         # what stands for all resolutions comes after a resolution's own
-        transformations = [*scales["datasets"][0]["coordinateTransformations"]]
-        transformations += scales.get("coordinateTransformations") or []
-        scale, translation = (_nanometres(v, units) for v in _placed(transformations, len(axes)))
+        after = scales.get("coordinateTransformations") or []
+        placed = [_placed([*dataset["coordinateTransformations"], *after], len(axes)) for dataset in scales["datasets"]]
+        sizes = tuple(_nanometres(scale, units) for scale, _ in placed)
+        offset = _nanometres(placed[0][1], units)
         paths = [str(dataset["path"]) for dataset in scales["datasets"]]
-        ours = dict(group["attributes"].get("neurokube") or {})
         kind = ours.get("kind", "labels" if "image-label" in ome else "image")
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else "it is malformed"
-        raise DataError(
-            f"{where}: no OME-NGFF 0.5 multiscale metadata that can be read ({reason}); "
-            "import the data with 'neurokube import' or correct the file"
-        ) from None
-    if not all(0 < s < math.inf for s in scale):
-        raise DataError(f"{where}: the voxel size is {scale} nm; correct the scale to lengths above 0")
+    if wrong := [size for size in sizes if not all(0 < s < math.inf for s in size)]:
+        raise DataError(f"{where}: the voxel size is {wrong[0]} nm; correct the scale to lengths above 0")
     if kind not in get_args(Kind):
         raise DataError(f"{where}: neurokube.kind is {kind!r}; correct it to {' or '.join(get_args(Kind))}")
-    return _Metadata(len(axes), scale, translation, paths, kind, ours)
+    return _Metadata(axes, sizes, offset, paths, kind)
 
 
 def _nanometres(values: Sequence[float], units: Sequence[str]) -> Nanometres:
@@ -348,7 +403,7 @@ def _placed(transformations: Sequence[Any], axes: int) -> tuple[list[float], lis
 
 
 def _check_axes(where: str, axes: Sequence[str], units: Sequence[str]) -> None:
-    if list(axes) not in (["z", "y", "x"], ["c", "z", "y", "x"]):
+    if "".join(axes) not in ("zyx", "czyx", "tzyx", "tczyx"):
         raise DataError(
             f"{where}: axes are {', '.join(axes)}; they must be z, y, x or c, z, y, x: import the data anew"
         )
@@ -362,18 +417,25 @@ def _fitting(shard: Vector, chunk: Vector) -> Vector:
     return z, y, x
 
 
-def _open_array(url: str, *, still: bool = False, **options: Any) -> Any:
-    spec = {"driver": "zarr3", "kvstore": kvstore_spec(url), **options}
+def open_array(url: str, driver: str = "zarr3", *, still: bool = False, **options: Any) -> Any:
+    """Open an array with tensorstore.
+
+    Raises:
+        DataError: where it is missing or its metadata cannot be understood.
+    """
+    spec = {"driver": driver, "kvstore": kvstore_spec(url), **options}
     if still:
         # else every chunk that is kept is asked after again and again
         spec["recheck_cached_data"] = "open"
     try:
         with faults(url):
-            return ts.open(spec, context=keeping() if still else context()).result()
+            array = ts.open(spec, context=keeping() if still else context()).result()
     except ValueError as error:
         raise DataError(
             f"{url}: cannot open the array: {_brief(error)}; restore it, or remove the volume and make it anew"
         ) from None
+    _check_sizes(url, array)
+    return array
 
 
 def _brief(error: Exception) -> str:
@@ -382,14 +444,14 @@ def _brief(error: Exception) -> str:
     return " ".join(re.sub(r"^[A-Z_]+: ", "", message).split())[:300]
 
 
-def _ome(url: str, spec: VolumeSpec, factors: Sequence[Vector]) -> dict[str, Any]:
+def ome_metadata(url: str, spec: VolumeSpec, factors: Sequence[Vector]) -> dict[str, Any]:
+    """Return the OME-NGFF 0.5 metadata of a volume."""
     lead = spec.channels is not None
     axes = [{"name": n, "type": "space", "unit": "nanometer"} for n in "zyx"]
     datasets = []
     for level, factor in enumerate(factors):
-        scale = [v * f for v, f in zip(spec.voxel_size, factor, strict=True)]
-        # a coarse voxel's centre lies half a coarse voxel minus half a fine one further in
-        translation = [o + v * (f - 1) / 2 for o, v, f in zip(spec.offset, spec.voxel_size, factor, strict=True)]
+        level_spec = coarser(spec, factor)
+        scale, translation = [*level_spec.voxel_size], [*level_spec.offset]
         datasets.append(
             {
                 "path": str(level),
