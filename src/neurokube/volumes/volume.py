@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..blocks import Box, Vector
 from ..errors import DataError, surroundings
-from .commit import is_ragged, is_there, is_whole, write_whole
+from .commit import is_there, write_box
 from .store import Store, context, faults, join, keeping, kvstore_spec
 
 Kind = Literal["image", "labels"]
@@ -121,15 +121,8 @@ class Volume:
             TryAgainError: where the disk is full or the store fails.
             ConfigurationError: for a part of a shard, on a store where that could lose what others write.
         """
-        array = self.arrays[level]
         with faults(self.url):
-            remote = "://" in self.url
-            if (remote or is_ragged(array, box)) and is_whole(array, box):
-                write_whole(array, box, data)
-                return
-            if remote:
-                Store(self.url).check_replaces()
-            array[(..., *box.slices)].write(data).result()
+            write_box(self.url, self.arrays[level], box, data)
 
     def level_shape(self, level: int) -> Vector:
         """Return the shape (z, y, x) of a resolution."""
