@@ -16,6 +16,7 @@ from tiny import STAGES, TILE, planned, records, results, write_image, write_wor
 from web_server import Ranged, web
 
 from neurokube.engines import InProcess
+from neurokube.errors import NeuroKubeError
 from neurokube.volumes import Store
 from neurokube.volumes import store as stores
 from neurokube.workflow import Run, execute
@@ -89,6 +90,31 @@ def test_kills_and_damage_change_nothing(reference, workspace, tmp_path):
     assert subprocess.run([*python, "check", run.url, "--repair", "-q"], stdout=subprocess.DEVNULL).returncode == 0
     assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
     assert results(Run.open(run.url)) == reference
+
+
+def test_a_bucket_that_is_gone_midway_costs_nothing(reference, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "_HELD", {})
+    bucket = Bucket()
+    with serving(bucket) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        write_image(tmp_path)
+        changes = {"stages": CHAIN, "workspace": "s3://neurokube-test/runs"}
+        said = []
+        for more in (60, 150, 400, 700):
+            bucket.gone_after = bucket.requests + more
+            try:
+                execute(planned(tmp_path, **changes), InProcess(), quiet=True)
+            except NeuroKubeError as error:
+                said.append(str(error))
+            finally:
+                bucket.gone_after = None
+        assert said and not [line for line in said if "\n" in line or "bucket" not in line]
+        run = planned(tmp_path, **changes)
+        execute(run, InProcess(), quiet=True)
+        assert results(run) == reference
+        assert check_run(run, quiet=True).damage == ()
 
 
 def test_an_image_on_a_web_server_is_as_good_as_one_in_a_folder(reference, tmp_path, command):
