@@ -135,7 +135,10 @@ def test_wrong_usage_ends_with_64(call, arguments, words):
     ("arguments", "words"),
     [
         (["plan", "lost.yaml"], "neurokube: lost.yaml: "),
-        (["run", "lost.yaml"], "lost.zarr: no volume there (no zarr.json"),
+        (
+            ["run", "lost.yaml"],
+            "lost.zarr: no volume there (no zarr.json, .zattrs, attributes.json or info); make one with",
+        ),
         (["plan", "whole.yaml", "--region", "0:99,0:9,0:9"], "whole.yaml: inputs.image: region 0:99,0:9,0:9 is not in"),
         (["import", "none", "new.zarr", "--voxel-size", "8,8,8"], "none: no such file or folder"),
         (["init", "none.zarr"], "none.zarr: no volume there"),
