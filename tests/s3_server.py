@@ -20,15 +20,24 @@ class Bucket:
 
     holds: str = "all"
     gone: bool = False
+    gone_after: int | None = None
     denied: bool = False
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: int = 0
     signed_by: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is gone by now: `gone_after` counts requests."""
+        return self.gone or (self.gone_after is not None and self.requests > self.gone_after)
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # an answer in one piece: in two, the second waits for the first to be acknowledged
+    wbufsize = -1
+    disable_nagle_algorithm = True
     server: Any
 
     def handle_any(self) -> None:
@@ -42,7 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
             bucket.signed_by = self.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
             if bucket.denied:
                 self.answer(403, _error("AccessDenied"))
-            elif bucket.gone or name != "neurokube-test":
+            elif bucket.is_gone or name != "neurokube-test":
                 self.answer(404, _error("NoSuchBucket"))
             elif self.command == "PUT":
                 self.put(bucket, key, body)

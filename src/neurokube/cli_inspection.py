@@ -110,7 +110,11 @@ def _again(volume: Any, damage: Any) -> dict[str, Any]:
     """Return what mends a volume that a run wrote."""
     if not damage or "key" not in volume.attributes:
         return {}
-    run = volume.url.rstrip("/").rsplit("/", 2)[0]
+    from .volumes import Store
+
+    # a stage names its run, which may lie in another store
+    stage = volume.url.rstrip("/").rpartition("/")[0]
+    run = (Store(stage).read_json("stage.json") or {}).get("run", stage.rpartition("/")[0])
     return {
         "remedy": f"neurokube check {shlex.quote(run)} tells which blocks of the run that wrote it to compute again, "
         "and with --repair has it done"

@@ -13,6 +13,7 @@ import pytest
 from neurokube.blocks import Box
 from neurokube.errors import NeuroKubeError
 from neurokube.volumes import VolumeSpec, create, open_volume
+from neurokube.volumes.exporting import export_volume
 from neurokube.volumes.importing import import_volume
 from neurokube.volumes.integrity import check_volume
 from neurokube.volumes.pyramids import fill_level
@@ -235,3 +236,18 @@ def test_whatever_is_done_to_its_files_a_volume_answers_in_one_line(whole, tmp_p
         shutil.rmtree(path)
     assert {"damaged", "whole", "DataError"} <= kinds
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 << 20
+
+
+@pytest.mark.parametrize("format", ["ome-zarr-0.4", "n5", "bdv-n5", "precomputed"])
+def test_other_formats_are_told_and_checked_as_well(whole, tmp_path, format):
+    report = export_volume(str(whole), str(tmp_path / "b"), format=format, quiet=True)
+    told = describe(open_volume(report.url))
+    assert told["levels"][0]["objects"] > 0 and told["levels"][0]["bytes"] > 0
+    assert told["levels"][1]["voxel_size"] == [20, 20, 20]
+    assert check_volume(open_volume(report.url), quiet=True).damage == ()
+    # below its parent, as BigDataViewer keeps the voxels beside its XML
+    chunks = [p for p in tmp_path.rglob("*") if p.is_file() and p.name not in ("info", "attributes.json")]
+    chunk = max(chunks, key=lambda p: p.stat().st_size)
+    chunk.write_bytes(chunk.read_bytes()[:-40])
+    (damage,) = check_volume(open_volume(report.url), quiet=True).damage
+    assert damage.level == 0

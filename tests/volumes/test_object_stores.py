@@ -1,6 +1,8 @@
 """Stores: what they hold is probed, what is wrong with them is one line, and web servers are read from."""
 
+import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -121,6 +123,16 @@ def test_info_and_check_on_s3(s3, command):
     assert code == 65 and "32:40,32:64,32:50" in out and err.count("\n") == 1
 
 
+def test_a_store_that_is_silent_is_given_up():
+    """In a process of its own, as patience is settled once in each."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"http://127.0.0.1:{silent.getsockname()[1]}/a"
+        patience = {"TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "1"}
+        command = [sys.executable, "-m", "neurokube", "info", place]
+        ended = subprocess.run(command, env=os.environ | patience, capture_output=True, text=True, check=False)
+    assert ended.returncode == 75 and "does not answer" in ended.stderr and ended.stderr.count("\n") == 1
+
+
 def test_what_is_wrong_with_a_bucket_is_one_line(s3, command):
     volume = made(WHERE)
     s3.denied = True
@@ -213,7 +225,6 @@ def test_moto_serves_as_well(tmp_path, monkeypatch):
     program = shutil.which("moto_server")
     if program is None:
         pytest.skip("no moto_server on PATH; pipx install 'moto[s3,server]'")
-    import socket
     import urllib.request
 
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -13,9 +13,24 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 from ..blocks import Box
-from .store import context
+from .store import Store, context
 
 _MEMORY = {"driver": "memory"}
+
+
+def write_box(url: str, array: Any, box: Box, data: NDArray[Any]) -> None:
+    """Write a box (z, y, x) of an array below a URL, by what its store holds; durable when it returns.
+
+    Raises:
+        ConfigurationError: for a part of a shard, on a store where that could lose what others write.
+    """
+    remote = "://" in url
+    if (remote or is_ragged(array, box)) and is_whole(array, box):
+        write_whole(array, box, data)
+        return
+    if remote:
+        Store(url).check_replaces()
+    array[(..., *box.slices)].write(data).result()
 
 
 def is_whole(array: Any, box: Box) -> bool:

@@ -24,7 +24,7 @@ from ..blocks import Blocks, Box, Grid, Vector
 from ..errors import DataError, TryAgainError, UsageError, surroundings
 from ..progress import progress
 from .importing import _lock, _swap
-from .space import IMAGE_SHARE, LABELS_SHARE, check_space
+from .space import check_space, expected_bytes
 from .store import Store, folder_of, join
 from .volume import Nanometres, Volume, VolumeSpec, coarser, open_volume, pyramid_factors
 
@@ -376,11 +376,10 @@ def _clear_folder(work: Path, token: str) -> None:
     Store(str(work)).write_json(_LEDGER, {"token": token, "done": []})
 
 
-def _needed(target: "Target", spec: VolumeSpec) -> float:
-    """Return about how many bytes a target will take."""
-    share = IMAGE_SHARE if spec.kind == "image" else LABELS_SHARE
-    voxels = sum(prod(target.shape(level)) for level in range(len(target.factors))) * (spec.channels or 1)
-    return share * voxels * np.dtype(spec.dtype).itemsize
+def _check_space(place: _Place, target: "Target", spec: VolumeSpec) -> None:
+    if place.folder is not None:
+        shapes = [target.shape(level) for level in range(len(target.factors))]
+        check_space(str(place.folder.parent), expected_bytes(spec, shapes))
 
 
 # The work

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterable, Sequence
 from math import prod
 from pathlib import Path
 
@@ -9,18 +10,18 @@ import numpy as np
 
 from ..errors import TryAgainError
 from .store import folder_of
-from .volume import VolumeSpec, pyramid_factors
+from .volume import Kind, VolumeSpec, pyramid_factors
 
-IMAGE_SHARE, LABELS_SHARE = 0.7, 0.02
+SHARE: dict[Kind, float] = {"image": 0.7, "labels": 0.02}
 """What compressed micrographs, and labels, keep of their size."""
 
 
-def expected_bytes(spec: VolumeSpec, *, pyramid: bool = True, compressed: bool = True) -> float:
-    """Return about how many bytes a volume takes when it is stored."""
-    share = 1.0 if not compressed else IMAGE_SHARE if spec.kind == "image" else LABELS_SHARE
-    factors = pyramid_factors(spec) if pyramid else [(1, 1, 1)]
-    voxels = sum(prod(-(-n // f) for n, f in zip(spec.shape, factor, strict=True)) for factor in factors)
-    return share * voxels * np.dtype(spec.dtype).itemsize * (spec.channels or 1)
+def expected_bytes(spec: VolumeSpec, shapes: Iterable[Sequence[int]] | None = None) -> float:
+    """Return about how many bytes a volume takes when it is stored, with resolutions of these shapes [default: all]."""
+    if shapes is None:
+        shapes = [[-(-n // f) for n, f in zip(spec.shape, factor, strict=True)] for factor in pyramid_factors(spec)]
+    voxels = sum(prod(shape) for shape in shapes) * (spec.channels or 1)
+    return SHARE[spec.kind] * voxels * np.dtype(spec.dtype).itemsize
 
 
 def check_space(url: str, needed: float) -> None:

@@ -19,6 +19,12 @@ from ..errors import ConfigurationError, DataError, UsageError, surroundings
 
 _CACHE = 4 << 20
 _SCHEMES = ("file", "s3", "gs", "http", "https", "memory")
+_PATIENCE = {
+    "TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS": "10",
+    "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "30",
+    "TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES": "1",
+}
+"""How long a store may take to be reached, and to say nothing, before it is asked again: tensorstore waits for ever."""
 _RETRIES = {"max_retries": 5, "initial_delay": "100ms", "max_delay": "2s"}
 
 
@@ -50,6 +56,9 @@ def context() -> ts.Context:
     With tensorstore's usual locks a write takes over the temporary file that a killed one left, but not its length
     (version 0.1.86 does not truncate it): what is shorter ends in the rest of what was longer.
     """
+    for name, value in _PATIENCE.items():
+        # what a user has set stays
+        os.environ.setdefault(name, value)
     return ts.Context(
         {
             "cache_pool": {"total_bytes_limit": _CACHE},

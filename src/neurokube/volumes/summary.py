@@ -24,7 +24,7 @@ def describe(volume: Volume) -> dict[str, Any]:
     spec = volume.spec
     return {
         "volume": volume.url,
-        "format": str(volume.arrays[0].spec().to_json()["driver"]),
+        "format": volume.format,
         "kind": spec.kind,
         "dtype": spec.dtype,
         "axes": ["z", "y", "x"] if spec.channels is None else ["c", "z", "y", "x"],
@@ -42,20 +42,22 @@ def _level(volume: Volume, level: int) -> dict[str, Any]:
     array = volume.arrays[level]
     shape = volume.level_shape(level)
     factor = [-(-n // m) for n, m in zip(volume.spec.shape, shape, strict=True)]
+    by_shape = [v * f for v, f in zip(volume.spec.voxel_size, factor, strict=True)]
+    size = volume.voxel_sizes[level] if volume.voxel_sizes else by_shape
     raw = math.prod(array.shape) * np.dtype(volume.spec.dtype).itemsize
     keys = objects(volume, level)
-    size = None if keys is None else stored_bytes(volume, level, keys)
+    stored = None if keys is None else stored_bytes(volume, level, keys)
     return {
         "level": level,
         "shape": list(shape),
-        "voxel_size": [v * f for v, f in zip(volume.spec.voxel_size, factor, strict=True)],
+        "voxel_size": list(size),
         "shard": list(array.chunk_layout.write_chunk.shape[-3:]),
         "chunk": list(array.chunk_layout.read_chunk.shape[-3:]),
         "codecs": codecs(array),
         "raw_bytes": raw,
         "objects": None if keys is None else len(keys),
-        "bytes": size,
-        "compression": round(raw / size, 2) if size else None,
+        "bytes": stored,
+        "compression": round(raw / stored, 2) if stored else None,
     }
 
 
@@ -106,7 +108,8 @@ def codecs(array: Any) -> str:
 
 def has_checksums(array: Any) -> bool:
     """Whether each chunk carries a checksum, so that any flipped bit of it is found."""
-    return "crc32c" in codecs(array)
+    # gzip keeps one of its own
+    return any(name in codecs(array) for name in ("crc32c", "gzip"))
 
 
 def _named(codec: Any) -> Iterator[str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..blocks import Box, Vector
 from ..errors import DataError, surroundings
-from .commit import is_ragged, is_there, is_whole, write_whole
+from .commit import is_there, write_box
 from .store import Store, context, faults, join, keeping, kvstore_spec
 
 Kind = Literal["image", "labels"]
@@ -122,15 +122,8 @@ class Volume:
             TryAgainError: where the disk is full or the store fails.
             ConfigurationError: for a part of a shard, on a store where that could lose what others write.
         """
-        array = self.arrays[level]
         with faults(self.url):
-            remote = "://" in self.url
-            if (remote or is_ragged(array, box)) and is_whole(array, box):
-                write_whole(array, box, data)
-                return
-            if remote:
-                Store(self.url).check_replaces()
-            array[(..., *box.slices)].write(data).result()
+            write_box(self.url, self.arrays[level], box, data)
 
     def level_shape(self, level: int) -> Vector:
         """Return the shape (z, y, x) of a resolution."""
@@ -299,7 +292,6 @@ def opened(url: str, where: str, ome: Mapping[str, Any], ours: Mapping[str, Any]
                 f"{join(url, path)}: has {array.rank} axes, not the {len(found.axes)} that {where} names; "
                 "correct one of them"
             )
-        _check_sizes(join(url, path), array)
     if found.axes[0] == "t":
         if arrays[0].shape[0] != 1:
             raise DataError(f"{url}: holds {arrays[0].shape[0]} points of time; save one of them as a volume")
@@ -431,11 +423,13 @@ def open_array(url: str, driver: str = "zarr3", *, still: bool = False, **option
         spec["recheck_cached_data"] = "open"
     try:
         with faults(url):
-            return ts.open(spec, context=keeping() if still else context()).result()
+            array = ts.open(spec, context=keeping() if still else context()).result()
     except ValueError as error:
         raise DataError(
             f"{url}: cannot open the array: {_brief(error)}; restore it, or remove the volume and make it anew"
         ) from None
+    _check_sizes(url, array)
+    return array
 
 
 def _brief(error: Exception) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...blocks import Box, Vector
 from ...errors import UsageError, surroundings
+from ..commit import write_box
 from ..pyramids import downsample
 from ..store import Store
 from ..volume import VolumeSpec
@@ -53,7 +54,10 @@ class Target:
     def write(self, level: int, box: Box, data: NDArray[Any]) -> None:
         """Write a box, a union of whole cells; durable when it returns."""
         try:
-            self.arrays[level][(..., *box.slices)].write(data).result()
+            if "://" in self.url:
+                write_box(self.url, self.arrays[level], box, data)
+            else:
+                self.arrays[level][(..., *box.slices)].write(data).result()
         except (ValueError, OSError) as error:
             raise surroundings(error, self.url) or error from None
 
