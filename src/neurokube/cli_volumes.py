@@ -24,6 +24,7 @@ def export(
     compression: Annotated[
         str | None, typer.Option(help="codec, as zstd, gzip:6, blosc, raw [default: what every reader has]")
     ] = None,
+    relabel: Annotated[bool, typer.Option("--relabel", help="number labels from 1 on, with a table beside")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a volume that is there")] = False,
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="threads that copy")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
@@ -47,6 +48,7 @@ def export(
         channel=channel,
         labels=labels,
         compression=compression,
+        relabel=relabel,
         overwrite=overwrite,
         workers=workers,
         quiet=quiet,

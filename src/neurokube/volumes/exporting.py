@@ -72,6 +72,7 @@ def export_volume(
     channel: int | None = None,
     labels: bool = False,
     compression: str | None = None,
+    relabel: bool = False,
     overwrite: bool = False,
     workers: int = 2,
     quiet: bool = False,
@@ -96,7 +97,7 @@ def export_volume(
     began = time.monotonic()
     view = View.of(open_volume(source, still=True), scale, region, channel, labels)
     if format not in MAKERS:
-        return _to_file(view, source, destination, format, overwrite, quiet, began)
+        return _to_file(view, source, destination, format, relabel, overwrite, quiet, began)
     place = _Place.of(destination, format, view.spec)
     place.check(source, overwrite)
     factors = view.factors(levels)
@@ -116,7 +117,7 @@ def export_volume(
         whole = region is None and scale == 0 and channel is None
         kept = {"fingerprint": view.fingerprint} if whole and view.fingerprint else {}
         target = MAKERS[format](work, view.spec, factors, Options(place.name, compression, kept))
-        check_space(place.data, _needed(target, view.spec))
+        _check_space(place, target, view.spec)
         writing = _Writing(view, target, token, workers)
         resumed = writing.ledger.resumed
         written = writing.run(quiet)
@@ -542,7 +543,7 @@ def _file_writers() -> Mapping[str, Any]:
 
 
 def _to_file(
-    view: View, source: str, destination: str, format: str, overwrite: bool, quiet: bool, began: float
+    view: View, source: str, destination: str, format: str, relabel: bool, overwrite: bool, quiet: bool, began: float
 ) -> ExportReport:
     from .chunked import MAKERS
 
@@ -555,17 +556,25 @@ def _to_file(
     if path.exists() and not overwrite:
         raise UsageError(f"{path}: exists; choose another destination, or replace it with --overwrite")
     writer, spec = writers[format], view.spec
-    writer.check(spec)
     _, ny, nx = spec.shape
+    if relabel:
+        from .files import relabelled
+
+        plain = lambda a, b: view.read(Box((a, 0, 0), (b, ny, nx)))  # noqa: E731
+        new = relabelled(writer, spec, plain)
+        spec = new.spec
+    writer.check(spec)
     with progress(quiet=quiet) as bars:
         bar = bars.add_task("export", total=spec.shape[0], unit="sections")
 
         def sections(start: int, stop: int) -> NDArray[Any]:
-            data = view.read(Box((start, 0, 0), (stop, ny, nx)))
+            data = new.sections(start, stop) if relabel else view.read(Box((start, 0, 0), (stop, ny, nx)))
             bars.update(bar, completed=stop)
             return data
 
         remarks = writer.write(path, spec, sections, token=f"{source} {_stamp(source)} {view.fingerprint}")
+        if relabel:
+            new.write_table(path.with_name(path.name + ".labels.csv"))
     seconds = time.monotonic() - began
     size = prod(spec.shape) * np.dtype(spec.dtype).itemsize * (spec.channels or 1)
     return ExportReport(
