@@ -471,7 +471,7 @@ class _Writing:
                     def one(block: int, level: int = level) -> None:
                         box = self.blocks[level].box(block)
                         if self.copied[level]:
-                            self.target.write(level, box, self.view.read(box, level))
+                            self._copy(level, box)
                         else:
                             self.target.fill(level, box)
                         self.ledger.record(level, block)
@@ -481,6 +481,18 @@ class _Writing:
             finally:
                 self.ledger.save()
         return sum(sizes)
+
+    def _copy(self, level: int, box: Box) -> None:
+        if self.target.arrays:
+            try:
+                # chunk to chunk, without an array between
+                source = self.view.arrays[level][(..., *box.slices)]
+                self.target.arrays[level][(..., *box.slices)].write(source).result()
+                return
+            except (ValueError, OSError):
+                # who is at fault shows when both are done apart
+                pass
+        self.target.write(level, box, self.view.read(box, level))
 
     def check(self, url: str) -> None:
         """Compare some shards or chunks, as they are read back, with the source.
