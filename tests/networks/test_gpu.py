@@ -22,9 +22,9 @@ sys.path += [str(TESTS / folder) for folder in ("stages", "training", "workflow"
 
 import benches  # noqa: E402
 from benches import same, texture, written  # noqa: E402
-from blobs import blobs, write_file  # noqa: E402
 from blobs import document as training  # noqa: E402
 from blobs import write as write_blobs  # noqa: E402
+from blobs import write_file, write_tissue  # noqa: E402
 from generators import write_generator  # noqa: E402
 from tiny import document, results  # noqa: E402
 
@@ -446,13 +446,7 @@ def test_a_run_on_the_card_is_that_of_a_processor_but_for_rounding(tmp_path, rec
 @pytest.fixture(scope="module")
 def tissue(tmp_path_factory):
     """Return the paths of an image, the truth of its blobs, and another pair for validation."""
-    folder = tmp_path_factory.mktemp("tissue")
-    paths = {}
-    for seed, name in enumerate(("", "validation_")):
-        image, mask = blobs(seed)
-        paths[f"{name}image"] = write_blobs(folder / f"{name}image.zarr", image, "image")
-        paths[f"{name}blob"] = write_blobs(folder / f"{name}blob.zarr", mask)
-    return paths
+    return write_tissue(tmp_path_factory.mktemp("tissue"))
 
 
 def history(bundle):

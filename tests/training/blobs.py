@@ -59,6 +59,16 @@ def blobs(seed: int, shape: tuple[int, int, int] = (8, 48, 48)) -> tuple[NDArray
     return np.clip(image, 1, 255).astype(np.uint8), mask.astype(np.uint8)
 
 
+def write_tissue(folder: Path) -> dict[str, str]:
+    """Write an image, the truth of its blobs, and another pair for validation; return their paths."""
+    paths = {}
+    for seed, name in enumerate(("", "validation_")):
+        image, mask = blobs(seed)
+        paths[f"{name}image"] = write(folder / f"{name}image.zarr", image, "image")
+        paths[f"{name}blob"] = write(folder / f"{name}blob.zarr", mask)
+    return paths
+
+
 def document(tissue: dict[str, str], folder: Path, *, validated: bool = False, **fields: Any) -> dict[str, Any]:
     """Return a training file's content."""
     content = {

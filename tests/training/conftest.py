@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from blobs import blobs, document, write
+from blobs import document, write_tissue
 
 from neurokube.training import Training, parse_training
 
@@ -18,13 +18,7 @@ def one_thread():
 @pytest.fixture(scope="session")
 def tissue(tmp_path_factory) -> dict[str, str]:
     """Return the paths of an image, the truth of its blobs, and another pair for validation."""
-    folder = tmp_path_factory.mktemp("tissue")
-    paths = {}
-    for seed, name in enumerate(("", "validation_")):
-        image, mask = blobs(seed)
-        paths[f"{name}image"] = write(folder / f"{name}image.zarr", image, "image")
-        paths[f"{name}blob"] = write(folder / f"{name}blob.zarr", mask)
-    return paths
+    return write_tissue(tmp_path_factory.mktemp("tissue"))
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from ..volumes import Store
 from .base import Batch, Engine, Outcome, Work, run_id
 from .cluster import Api, Lease, Profile, RealApi, Refused, Request
 from .cluster.api import VERBS
+from .cluster.control import lease_name
 from .cluster.errand import run_errand
 from .cluster.jobs import Fate, Round, StepJobs
 from .cluster.manifest import ADDRESS, PLANNING, RUN, STAGE, STEP, job_name, label
@@ -94,9 +95,8 @@ class Kubernetes(Engine):
         Raises:
             TryAgainError: where another driver has it.
         """
-        run = run_id(run_url)
         try:
-            with Lease(self._api, f"nk-{run}", {RUN: run}, sleep=self.sleep) as self.lease:
+            with Lease(self._api, lease_name(run_url), {RUN: run_id(run_url)}, sleep=self.sleep) as self.lease:
                 Store(run_url).write_json("cluster.json", self.profile.model_dump(mode="json", exclude_unset=True))
                 yield
         except Refused as refused:

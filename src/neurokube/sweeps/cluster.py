@@ -8,7 +8,7 @@ from typing import Any
 from ..engines.base import run_id
 from ..engines.cluster import Api, Lease, Refused
 from ..engines.cluster.api import Manifest
-from ..engines.cluster.control import end_of, last_of, worker_end
+from ..engines.cluster.control import end_of, last_of, lease_name, worker_end
 from ..engines.cluster.errand import create, failure, follow
 from ..engines.cluster.manifest import RUN
 from ..errors import Drained, NeuroKubeError, TryAgainError
@@ -41,7 +41,7 @@ def sweep_there(
     with cluster.connect() as engine:
         api = engine.api
         try:
-            with Lease(api, f"nk-{run_id(folder)}", {RUN: run_id(folder)}, sleep=cluster.sleep):
+            with Lease(api, lease_name(folder), {RUN: run_id(folder)}, sleep=cluster.sleep):
                 trials = ClusterTrials(cluster, api)
                 return sweep(request, trials, stop=stop, overwrite=overwrite, quiet=quiet, after=after)
         except Refused as refused:

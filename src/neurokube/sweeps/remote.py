@@ -20,7 +20,7 @@ from typing import Any
 from ..engines.base import run_id
 from ..engines.cluster import Api, Lease, Profile, Refused, Request
 from ..engines.cluster.api import Manifest
-from ..engines.cluster.control import end_of, hopeless, last_of, pods_of, unschedulable
+from ..engines.cluster.control import end_of, hopeless, last_of, lease_name, pods_of, unschedulable, worker_end
 from ..engines.cluster.errand import create, failure, follow, reader
 from ..engines.cluster.manifest import ADDRESS, RUN, STAGE, STEP, job_name, label
 from ..engines.cluster.profile import amount
@@ -113,7 +113,7 @@ def train_there(
             _started(api, cluster, request)
             return None
         try:
-            with Lease(api, f"nk-{run_id(str(folder))}", {RUN: run_id(str(folder))}, sleep=cluster.sleep):
+            with Lease(api, lease_name(str(folder)), {RUN: run_id(str(folder))}, sleep=cluster.sleep):
                 _watch(api, cluster, request, folder, asked.is_set, told, overwrite=overwrite)
         except Refused as refused:
             raise TryAgainError(f"{folder}: {refused}; run again to go on") from None
@@ -189,10 +189,8 @@ def _watch(
 def killed(pods: list[Manifest]) -> bool:
     """Whether the last pod of a Job ended by no will of its own, and not for lack of memory: as by a force deletion."""
     last = last_of(pods).get(0)
-    ended = [
-        s.get("state", {}).get("terminated") or {} for s in (last or {}).get("status", {}).get("containerStatuses", [])
-    ]
-    return not any(e.get("reason") == "OOMKilled" or e.get("exitCode", 137) < 128 for e in ended)
+    end = {} if last is None else worker_end(last)
+    return not (end.get("reason") == "OOMKilled" or end.get("exitCode", 137) < 128)
 
 
 def _newest(folder: Path) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from ...errors import ConfigurationError, TryAgainError
+from ...errors import ConfigurationError, NeuroKubeError, TryAgainError
 from ...volumes import Store
 from ..base import run_id
 from .api import Api, Manifest, Refused
@@ -17,7 +17,7 @@ from .profile import Profile
 _PATIENCE, _INTERVAL = 60.0, 1.0
 """Seconds that a driver gets to start before one is told why it has not, and between looks."""
 
-QUOTA = "exceeded quota"
+_QUOTA = "exceeded quota"
 """What a cluster says where a namespace has no more to give: others may leave some."""
 
 _HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
@@ -225,10 +225,15 @@ def hopeless(pods: Sequence[Manifest], events: Callable[[], list[Manifest]]) -> 
         for event in events():
             if event.get("reason") == "FailedCreate":
                 told = " ".join(event.get("message", "").split())[:300]
-                if QUOTA in told:
+                if _QUOTA in told:
                     return f"no pod is admitted: {told}; wait, ask for more quota, or lower 'resources' in the profile"
                 return f"no pod is admitted: {told}; correct the profile"
     return ""
+
+
+def kind_of(why: str) -> type[NeuroKubeError]:
+    """Return the kind of error that something `hopeless` is: what others leave free is to be tried again."""
+    return TryAgainError if _QUOTA in why else ConfigurationError
 
 
 def _held_up(pod: Manifest) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from ...errors import ConfigurationError, DataError, Drained, NeuroKubeError, TryAgainError, UsageError
 from .api import Api, Manifest, Refused
-from .control import QUOTA, end_of, hopeless, last_word, pods_of, worker_end
+from .control import end_of, hopeless, kind_of, last_word, pods_of, worker_end
 from .manifest import Request, job_manifest
 from .profile import Profile
 
@@ -96,8 +96,7 @@ def follow(
             if stop():
                 raise Drained(f"{request.step}: stopped; run again to go on")
             if clock() - moved > _STUCK and (why := hopeless(pods, lambda: api.events(request.name))):
-                kind = TryAgainError if QUOTA in why else ConfigurationError
-                raise kind(f"{request.step}: {why}; no Job is left behind")
+                raise kind_of(why)(f"{request.step}: {why}; no Job is left behind")
             sleep(_INTERVAL)
     finally:
         if not kept:

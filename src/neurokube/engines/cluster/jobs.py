@@ -17,7 +17,7 @@ from ...words import counted
 from ..base import Batch, Outcome, Place, Report, run_id
 from .api import Manifest, Refused
 from .census import Census
-from .control import QUOTA, disruptions, end_of, hopeless, last_of, last_word, pods_of, unschedulable, worker_end
+from .control import disruptions, end_of, hopeless, kind_of, last_of, last_word, pods_of, unschedulable, worker_end
 from .manifest import ADDRESS, RUN, STAGE, STEP, Request, job_manifest, job_name, label
 from .profile import Resources
 
@@ -144,8 +144,7 @@ class StepJobs:
             ConfigurationError, TryAgainError: where a Job that is `fresh`, of which no pod ever ran, waits in vain.
         """
         if fresh and (why := hopeless(pods, lambda: self._events(job["metadata"]["name"]))):
-            kind = TryAgainError if QUOTA in why else ConfigurationError
-            raise kind(f"{self.step}: {why}; no Job is left behind, run again to go on")
+            raise kind_of(why)(f"{self.step}: {why}; no Job is left behind, run again to go on")
         going = [pod for pod in pods if not _ended(pod)]
         if going and all(pod["metadata"].get("deletionTimestamp") for pod in going):
             return True
