@@ -412,8 +412,7 @@ def work(
     from .workflow.pod import work_share
 
     if job is not None:
-        work_as_pod(run, step, job)
-        return
+        raise typer.Exit(work_as_pod(run, step, job))
     try:
         index, of = (int(n) for n in batch.split("/"))
     except ValueError:

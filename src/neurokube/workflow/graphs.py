@@ -11,8 +11,9 @@ from ..stages import Data, Source
 from ..stages.graph import Graph
 from ..volumes import VolumeSpec
 from .driver import execute
+from .reading import load_workflow
 from .run import Run
-from .spec import Workflow, load_workflow
+from .spec import Workflow
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,8 @@ def share_of(run: str, step: str, job: str) -> tuple[Store, Batch]:
     return store, Batch.parse(told["batches"][int(index)])
 
 
-def main(run: str, step: str, job: str) -> None:
-    """Do what `neurokube work RUN STEP --job JOB` does, and exit as it would."""
+def main(run: str, step: str, job: str) -> int:
+    """Do what `neurokube work RUN STEP --job JOB` does; return the code to exit with."""
     try:
         index = os.environ.get("JOB_COMPLETION_INDEX", "")
         store, share = share_of(run, step, job)
@@ -89,9 +89,10 @@ def main(run: str, step: str, job: str) -> None:
             work_share(run, step, share, pulse)
     except NeuroKubeError as error:
         print(f"neurokube: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except Exception as error:
         if os.environ.get("NEUROKUBE_DEBUG"):
             raise
         print(f"neurokube: a bug: {type(error).__name__}: {error}; set NEUROKUBE_DEBUG=1 to see where", file=sys.stderr)
-        sys.exit(1)
+        return 1
+    return 0

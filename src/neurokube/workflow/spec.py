@@ -1,4 +1,4 @@
-"""The workflow file: YAML, checked by pydantic, every mistake named by file and field."""
+"""What a workflow says, checked by pydantic, every mistake named by file and field."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,6 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -153,30 +152,12 @@ class Workflow(BaseModel):
         return self.model_copy(update={"stages": stages})
 
 
-def load_workflow(path: str) -> Workflow:
-    """Read a workflow file; relative paths in it count from its folder.
+def parse_workflow(document: Any, *, where: str = "workflow", folder: Path | None = None) -> Workflow:
+    """Check a workflow given as plain values; relative paths in it count from the folder.
 
     Raises:
-        ConfigurationError: for anything wrong with it, in one line.
+        ConfigurationError: for anything wrong with it, in one line, which begins with `where`.
     """
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except IsADirectoryError:
-        raise ConfigurationError(f"{path}: a folder; give the YAML file that 'neurokube init VOLUME' writes") from None
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror or error}; write one with 'neurokube init VOLUME'") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"{path}: not a text file; give the workflow's YAML file") from None
-    try:
-        document = yaml.load(text, Loader=_UniqueKeys)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigurationError(f"{path}: not valid YAML{_yaml_problem(error)}; correct it") from None
-    return parse_workflow(document, where=path, folder=file.parent)
-
-
-def parse_workflow(document: Any, *, where: str = "workflow", folder: Path | None = None) -> Workflow:
-    """Check a workflow given as plain values; see `load_workflow`."""
     if not isinstance(document, Mapping):
         raise ConfigurationError(
             f"{where}: no workflow in it; it needs the fields name, inputs and stages: "
@@ -282,29 +263,7 @@ def _fields(location: tuple[int | str, ...], document: Mapping[str, Any]) -> lis
     return list(model.model_fields)
 
 
-def _yaml_problem(error: Exception) -> str:
-    """Return where the file stops being YAML, and why, as ` in line 3: why`."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f" in line {error.problem_mark.line + 1}: {error.problem}"
-    return f": {str(error).splitlines()[0]}"
-
-
 def suggestion(word: str, known: Any) -> str:
     """Return the known word that is meant, or all of them, as the end of a sentence."""
     close = get_close_matches(word, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(known)}"
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """A loader to which a key that is given twice is a mistake, not an overwrite."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        before: list[Any] = []
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if key in before:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
-            before.append(key)
-        return super().construct_mapping(node, deep)

@@ -147,7 +147,10 @@ def _starving(profile: Profile, resources: Resources) -> list[tuple[str, str]]:
 def _environment(profile: Profile, *more: tuple[str, str]) -> list[dict[str, str]]:
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     home = {"HOME": "/tmp", "TMPDIR": "/tmp"}
-    return [{"name": name, "value": value} for name, value in {**threads, **home, **dict(more), **profile.env}.items()]
+    # else each start looks through all that is installed
+    plugins = {"PYDANTIC_DISABLE_PLUGINS": "1"}
+    together = {**threads, **home, **plugins, **dict(more), **profile.env}
+    return [{"name": name, "value": value} for name, value in together.items()]
 
 
 def _resources(profile: Profile, resources: Resources) -> dict[str, dict[str, str]]:
