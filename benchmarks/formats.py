@@ -3,8 +3,8 @@
     python -m benchmarks.formats [--size 1.0] [--rounds 3] [--formats n5,precomputed] [--folder FOLDER] [--data FOLDER]
 
 The volume, `--size` GB of 8-bit voxels, is a FIB-SEM volume laid out by mirroring (noise where it is absent).  One
-resolution is copied.  tensorstore alone is `target.write(source)` to the same shards and codecs, with its own
-defaults for threads.  NEUROKUBE_PEERS names the interpreter of an environment with cloud-volume and zarr, where
+resolution is copied, by one program after another in each round.  tensorstore alone is `target.write(source)` to the
+same shards and codecs, with its own defaults for threads.  NEUROKUBE_PEERS names the interpreter of an environment with cloud-volume, zarr and ome-zarr, where
 they are not in this one.  Then each codec writes and reads a cube of 256 voxels of the image, and of labels.
 """
 
@@ -33,16 +33,21 @@ from .measure import machine, ratio
 
 FORMATS = ("ome-zarr", "n5", "precomputed")
 
+DONE = """
+    print(time.monotonic() - begin, [s for s in open("/proc/self/status") if s.startswith("VmHWM")][0].split()[1])
+"""
+"""Prints what each program took: seconds, and the most memory it held in KiB (Linux)."""
+
 EXPORT = """
-    import resource, sys
+    import sys, time
     from neurokube.volumes.exporting import export_volume
-    report = export_volume(sys.argv[1], sys.argv[2], format=sys.argv[3], levels=1, overwrite=True, quiet=True,
-                           workers=int(sys.argv[4]))
-    print(report.seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+    begin = time.monotonic()
+    export_volume(sys.argv[1], sys.argv[2], format=sys.argv[3], levels=1, overwrite=True, quiet=True,
+                  workers=int(sys.argv[4]))
 """
 
 TENSORSTORE = """
-    import resource, shutil, sys, time
+    import shutil, sys, time
     import tensorstore as ts
     from neurokube.volumes import VolumeSpec
     from neurokube.volumes.chunked import MAKERS
@@ -55,12 +60,12 @@ TENSORSTORE = """
     spec = VolumeSpec(tuple(source.shape), "uint8", (8.0, 8.0, 8.0))
     target = MAKERS[sys.argv[3]](sys.argv[2], spec, [(1, 1, 1)], Options("alone"))
     target.arrays[0].write(source).result()
-    print(time.monotonic() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 """
 
 PEERS = {
-    "ome-zarr": """
-    import itertools, resource, sys, time
+    "ome-zarr": {
+        "zarr": """
+    import itertools, sys, time
     import zarr
     begin = time.monotonic()
     a = zarr.open_array(sys.argv[1] + "/0", mode="r")
@@ -69,10 +74,22 @@ PEERS = {
     for start in itertools.product(*(range(0, n, s) for n, s in zip(a.shape, a.shards))):
         box = tuple(slice(k, min(k + s, n)) for k, s, n in zip(start, a.shards, a.shape))
         b[box] = a[box]
-    print(time.monotonic() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
     """,
-    "precomputed": """
-    import itertools, resource, sys, time
+        "ome-zarr": """
+    import sys, time
+    import dask.array
+    import zarr
+    from ome_zarr.writer import write_image
+    begin = time.monotonic()
+    a = zarr.open_array(sys.argv[1] + "/0", mode="r")
+    options = {"shards": a.shards, "chunks": a.chunks, "compressors": zarr.codecs.ZstdCodec(level=1)}
+    write_image(dask.array.from_zarr(a, chunks=a.shards), sys.argv[2], scale_factors=[], axes="zyx",
+                storage_options=options)
+    """,
+    },
+    "precomputed": {
+        "cloud-volume": """
+    import itertools, sys, time
     import zarr
     from cloudvolume import CloudVolume
     begin = time.monotonic()
@@ -84,19 +101,19 @@ PEERS = {
     for start in itertools.product(*(range(0, n, 256) for n in a.shape)):
         box = tuple(slice(k, min(k + 256, n)) for k, n in zip(start, a.shape))
         v[box[::-1]] = a[box].T
-    print(time.monotonic() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
     """,
+    },
 }
 
 
 def measured(program: str, code: str, *arguments: str) -> tuple[float, float] | None:
-    """Return the seconds and the peak memory in GB that a program prints; None where it cannot be run."""
-    done = subprocess.run([program, "-c", textwrap.dedent(code), *arguments], capture_output=True, text=True)
+    """Return the seconds and the peak memory in MB that a program prints; None where it cannot be run."""
+    done = subprocess.run([program, "-c", textwrap.dedent(code + DONE), *arguments], capture_output=True, text=True)
     if done.returncode:
         print(done.stderr.strip().splitlines()[-1])
         return None
     seconds, memory = done.stdout.split()[-2:]
-    return float(seconds), float(memory)
+    return float(seconds), float(memory) * 1024 / 1e6
 
 
 def source_of(folder: Path, size: float, data: Path) -> Volume:
@@ -115,30 +132,36 @@ def stored(folder: Path) -> int:
 
 
 def copies(folder: Path, volume: Volume, rounds: int, formats: list[str], workers: int) -> None:
-    size = np.prod(volume.spec.shape) / 1e6
+    size = float(np.prod(volume.spec.shape)) / 1e6
     peers = os.environ.get("NEUROKUBE_PEERS", sys.executable)
     print(f"\n{size / 1e3:.2f} GB, {rounds} rounds, {machine()}\n")
-    print("| format | export | tensorstore alone | export / tensorstore | its own library | stored | peak memory |")
+    print("| format | by | rate | of tensorstore's | peak memory | stored | files |")
     print("|---|---|---|---|---|---|---|")
     for format in formats:
-        ours, theirs, others, memory = [], [], [], []
+        programs = {
+            "tensorstore alone": (sys.executable, TENSORSTORE),
+            "neurokube export": (sys.executable, EXPORT),
+            **{f"`{name}`": (peers, code) for name, code in PEERS.get(format, {}).items()},
+        }
+        rates: dict[str, list[float]] = {name: [] for name in programs}
+        memory, bytes_, files = dict.fromkeys(programs, 0.0), {}, {}
         for _ in range(rounds):
-            one = measured(sys.executable, EXPORT, volume.url, str(folder / "ours"), format, str(workers))
-            two = measured(sys.executable, TENSORSTORE, volume.url, str(folder / "alone"), format)
-            assert one and two
-            ours.append(size / one[0])
-            theirs.append(size / two[0])
-            memory.append(one[1])
-            if format in PEERS:
-                shutil.rmtree(folder / "peer", ignore_errors=True)
-                if (three := measured(peers, PEERS[format], volume.url, str(folder / "peer"))) is not None:
-                    others.append(size / three[0])
-        other = f"{median(others):.0f} MB/s" if others else "-"
-        print(
-            f"| {format} | {median(ours):.0f} MB/s | {median(theirs):.0f} MB/s | {ratio(ours, theirs):.2f} | {other} "
-            f"| {stored(folder / 'ours') / 1e6:.0f} MB | {max(memory) * 1000:.0f} MB |",
-            flush=True,
-        )
+            for name, (program, code) in programs.items():
+                copy = folder / "copy"
+                if (found := measured(program, code, volume.url, str(copy), format, str(workers))) is None:
+                    continue
+                rates[name].append(size / found[0])
+                memory[name] = max(memory[name], found[1])
+                bytes_[name], files[name] = stored(copy), sum(file.is_file() for file in copy.rglob("*"))
+                shutil.rmtree(copy)
+        for name, found_rates in rates.items():
+            if found_rates:
+                print(
+                    f"| {format} | {name} | {median(found_rates):.0f} MB/s "
+                    f"| {ratio(found_rates, rates['tensorstore alone']):.2f} | {memory[name]:.0f} MB "
+                    f"| {bytes_[name] / 1e6:.0f} MB | {files[name]:,} |",
+                    flush=True,
+                )
 
 
 def codecs(folder: Path, image: Any) -> None:

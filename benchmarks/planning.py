@@ -27,12 +27,12 @@ from neurokube.stages import VolumeOutput
 from neurokube.stages.base import SINGLE
 from neurokube.stages.network import NetworkStage
 from neurokube.volumes import Store
+from neurokube.words import human_bytes
 from neurokube.workflow import Run, execute, load_workflow
 from neurokube.workflow.calibration import _sample, calibrate
 from neurokube.workflow.comparison import compare
 from neurokube.workflow.estimate import FILE, Target, amount_of, estimate, level
 from neurokube.workflow.figures import BARE
-from neurokube.workflow.quantities import human_bytes
 from neurokube.workflow.stored import stored
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

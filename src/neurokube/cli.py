@@ -749,11 +749,14 @@ def _run_of(path: str, region: str | None) -> Any:
     from pathlib import Path
 
     from .blocks import parse_region
+    from .errors import ConfigurationError
     from .workflow import Run, load_workflow
     from .workflow.run import run_url
 
     if "://" in path or Path(path).is_dir():
         return Run.open(path)
+    if not Path(path).exists():
+        raise ConfigurationError(f"{path}: neither the folder of a run nor a workflow file; give one that is there")
     return Run.open(run_url(load_workflow(path), parse_region(region) if region is not None else None))
 
 

@@ -146,7 +146,7 @@ def _print_info(told: dict[str, Any]) -> None:
     from rich.table import Table
 
     from .progress import show
-    from .workflow.quantities import human_bytes
+    from .words import human_bytes
 
     def size(values: Any) -> str:
         return " x ".join(f"{v:g}" for v in values)

@@ -22,9 +22,8 @@ from .evaluation import (
 from .evaluation.overlays import blend, boundaries_of, label_colours, overlay
 from .stages.semantics import Semantics
 from .volumes import Volume, join, open_volume
-from .words import counted
+from .words import counted, human_bytes
 from .workflow import Run, execute, load_workflow
-from .workflow.quantities import human_bytes
 from .workflow.status import cost, distinct
 
 WORKFLOW = """\

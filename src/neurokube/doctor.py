@@ -47,7 +47,7 @@ def print_findings(findings: dict[str, Any]) -> None:
     from rich.table import Table
 
     from .progress import page
-    from .workflow.quantities import human_bytes
+    from .words import human_bytes
 
     rate = findings["disk_write_megabytes_per_second"]
     rows = {

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from .words import human_time
 
 _ENDLESS = 100_000
 """Columns of what is no terminal."""
@@ -57,17 +60,66 @@ class RateColumn(ProgressColumn):
 def progress(*, quiet: bool = False, transient: bool = False) -> Iterator[Progress]:
     """Show progress bars with rate and time left; add bars with `add_task(name, total=n, unit="blocks")`.
 
-    Those that are `transient` are gone when all is done, and are for a terminal only.
+    What is no terminal, as the log of a job, gets a line for each from time to time, and one when it is full.  Those
+    that are `transient` are gone when all is done, and are for a terminal only.
     """
-    bars = Progress(
+    columns = (
         TextColumn("{task.description:<24}"),
         BarColumn(),
         MofNCompleteColumn(),
         RateColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        console=console,
-        transient=transient,
-        disable=quiet or (transient and not console.is_terminal),
     )
-    with bars:
-        yield bars
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=transient, disable=hidden) as bars:
+        if quiet or transient or not hidden:
+            yield bars
+            return
+        with _lines(bars):
+            yield bars
+
+
+LINE_EVERY = 30.0
+"""Seconds between two lines of a bar where there is no terminal."""
+
+
+@contextmanager
+def _lines(bars: Progress) -> Iterator[None]:
+    """Say in lines what bars would show."""
+    shown: dict[int, tuple[float, float]] = {}
+    ended = threading.Event()
+
+    def tell(last: bool = False) -> None:
+        for task in bars.tasks:
+            when, completed = shown.get(task.id, (bars.get_time(), -1.0))
+            shown.setdefault(task.id, (when, completed))
+            due = last or task.finished or bars.get_time() - when >= LINE_EVERY
+            if due and task.completed != completed:
+                shown[task.id] = (bars.get_time(), task.completed)
+                console.print(_line(task), markup=False)
+
+    def follow() -> None:
+        while not ended.wait(0.5):
+            tell()
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        follower.join()
+        tell(last=True)
+
+
+def _line(task: Task) -> str:
+    unit = task.fields.get("unit", "")
+    total = "" if task.total is None else f" of {task.total:g}"
+    parts = [f"{task.description}: {task.completed:g}{total} {unit}".rstrip()]
+    if speed := task.finished_speed or task.speed:
+        parts.append(f"{speed:.3g} {unit}/s")
+    if task.finished and task.elapsed is not None:
+        parts.append(f"in {human_time(task.elapsed)}")
+    elif task.time_remaining is not None:
+        parts.append(f"{human_time(task.time_remaining)} left")
+    return ", ".join(parts)

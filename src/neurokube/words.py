@@ -17,3 +17,19 @@ def described(names: Iterable[int | str], most: int = 4) -> str:
     """Return ids or names for a person to read, the first few of them."""
     every = [str(name) for name in names]
     return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+
+
+def human_bytes(count: float) -> str:
+    """Return a number of bytes for a person to read."""
+    units = ["B", "kB", "MB", "GB"]
+    while count >= 1000 and units:
+        count /= 1000
+        units.pop(0)
+    return f"{count:.3g} {units[0] if units else 'TB'}"
+
+
+def human_time(seconds: float) -> str:
+    """Return seconds for a person to read."""
+    if seconds < 120:
+        return f"{seconds:.3g} s" if seconds >= 1 else f"{round(seconds, 3):g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.4g} h"

@@ -165,11 +165,12 @@ def test_a_driver_that_cannot_start_is_told_and_not_left(url):
 
 def test_a_driver_that_has_to_wait_is_left_with_the_reason(url):
     cluster = Detaching()
-    unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no room"}
+    unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "1 Insufficient cpu."}
     cluster.pod = ("Pending", {"conditions": [unschedulable]})
     name, waits = detached(cluster, url)
-    assert waits == "no room" and list(cluster.held) == [name]
-    assert overview(cluster, url).waiting == {"no room": 1}
+    why = "1 Insufficient cpu; wait for room, or lower 'resources' in the profile"
+    assert waits == why and list(cluster.held) == [name]
+    assert overview(cluster, url).waiting == {why: 1}
     assert cancel(cluster, url) == [name] and not cluster.held
 
 

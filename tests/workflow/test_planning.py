@@ -19,12 +19,12 @@ from neurokube.engines.cluster.profile import Prices, Profile
 from neurokube.errors import ConfigurationError, NeuroKubeError, UsageError
 from neurokube.stages import VolumeOutput
 from neurokube.stages.base import looked_at
+from neurokube.words import human_time
 from neurokube.workflow import Run, execute, parse_workflow, work
 from neurokube.workflow.calibration import calibrate, sample_shape, spread
 from neurokube.workflow.comparison import compare
 from neurokube.workflow.estimate import FILE, Target, effort, estimate, kept, target_bytes
 from neurokube.workflow.plan_text import print_comparison, print_plan
-from neurokube.workflow.quantities import human_time
 from neurokube.workflow.status import distinct
 from neurokube.workflow.stored import stored
 

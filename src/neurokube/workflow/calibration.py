@@ -32,7 +32,7 @@ from ..errors import NeuroKubeError, UsageError
 from ..progress import progress
 from ..stages.base import SINGLE
 from ..stages.network import NetworkStage
-from .estimate import MARGIN, Calibration, Timing, amount_of, effort, level
+from .estimate import Calibration, Timing, amount_of, effort, level, margin
 from .ledger import Record
 from .plan import Plan, PlannedStep
 from .quantities import NONE, Range
@@ -261,7 +261,7 @@ def _scaled(
     remarks: Sequence[str],
     took: float,
 ) -> Calibration:
-    """Scale what was measured to the whole; ranges are of resamples of the places, widened by MARGIN."""
+    """Scale what was measured to the whole; ranges are of resamples of the places, widened by `margin`."""
     drawn = np.random.default_rng(0).multinomial(len(found), [1 / len(found)] * len(found), RESAMPLES)
     counts = np.vstack([np.ones(len(found), int), drawn])
     steps, notes = {}, [*remarks]
@@ -283,7 +283,7 @@ def _scaled(
         ):
             values = counts @ np.array([getattr(s, what) for s in samples], float) / over * total
             sums[what] = sums.get(what, 0) + values
-            ranges[what] = _range(values)
+            ranges[what] = _range(values, len(found))
         # in processor seconds: another program at the wrong moment would count once a worker
         rate = ranges["processor"].likely / effort(step)
         start = max(0.0, cold[name].processor - rate * cold[name].effort) if name in cold else 0.0
@@ -297,9 +297,9 @@ def _scaled(
         )
     return Calibration(
         steps,
-        _range(sums["seconds"]),
-        _range(sums["processor"]),
-        _range(sums["stored"]),
+        _range(sums["seconds"], len(found)),
+        _range(sums["processor"], len(found)),
+        _range(sums["stored"], len(found)),
         tuple(str(box) for box in boxes),
         sum(box.size for box in boxes),
         tuple(notes),
@@ -307,11 +307,11 @@ def _scaled(
     )
 
 
-def _range(values: NDArray[np.float64]) -> Range:
+def _range(values: NDArray[np.float64], places: int) -> Range:
     """Return the first value, and how far the others go."""
     low, high = np.percentile(values[1:], _ENDS)
     likely = float(values[0])
-    return Range(min(float(low), likely), likely, max(float(high), likely)).widened(MARGIN)
+    return Range(min(float(low), likely), likely, max(float(high), likely)).widened(margin(places))
 
 
 def _stand_in(name: str, samples: Mapping[str, _Sample]) -> str | None:

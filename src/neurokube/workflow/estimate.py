@@ -19,9 +19,10 @@ from ..engines import InProcess
 from ..stages import VolumeOutput
 from ..stages.base import SINGLE
 from ..stages.network import NetworkStage
+from ..words import counted, human_bytes
 from . import figures
 from .plan import Plan, PlannedStage, PlannedStep
-from .quantities import NONE, Range, exactly, human_bytes
+from .quantities import NONE, Range, exactly
 from .run import Run
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ class Estimate:
                 "places": list(c.places),
                 "voxels": c.voxels,
                 "took": round(c.took, 1),
-                "margin": MARGIN,
+                "margin": margin(len(c.places)),
                 "remarks": list(c.remarks),
             }
         return {
@@ -220,6 +221,13 @@ class Estimate:
 
 MARGIN = 1.3
 """How far beyond the spread of the places a range of time goes, either way, for what a sample cannot tell."""
+_LONE = 2.0
+"""The same of a single place, which says nothing of how tissue differs."""
+
+
+def margin(places: int) -> float:
+    """Return how far a range goes beyond what so many places say, either way."""
+    return _LONE if places < 2 else MARGIN
 
 
 def estimate(run: Run, target: Target, calibration: Calibration | None = None) -> Estimate:
@@ -419,14 +427,19 @@ def _remarks(plan: Plan, steps: tuple[StepEstimate, ...], target: Target) -> tup
     from ..engines.cluster.profile import amount
 
     found = []
+    needs: dict[tuple[str, float], list[StepEstimate]] = {}
     for step in steps:
         name = step.step.partition("/")[0]
         given = float(amount(target.profile.of(name, step.kind).resources.memory))
         if given < step.memory:
-            found.append(
-                f"{step.step}: needs {human_bytes(step.memory)} of memory a pod, the profile gives "
-                f"{human_bytes(given)}; raise stages.{name}.resources.memory, as a pod that uses more is killed"
-            )
+            needs.setdefault((name, given), []).append(step)
+    for (name, given), short in needs.items():
+        most = max(short, key=lambda step: step.memory)
+        others = f" (and {counted(len(short) - 1, 'step')} more less than that)" if short[1:] else ""
+        found.append(
+            f"{most.step}: needs {human_bytes(most.memory)} of memory a pod{others}, the profile gives "
+            f"{human_bytes(given)}; raise stages.{name}.resources.memory, as a pod that uses more is killed"
+        )
     for planned in plan.stages:
         settled = planned.stage.settled if isinstance(planned.stage, NetworkStage) else None
         gpus = target.profile.of(planned.name, planned.stage.kind).resources.gpu

@@ -3,11 +3,11 @@
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Column, Table
 
+from ..progress import page, show
+from ..words import human_bytes, human_time
 from .calibration import RESAMPLES
-from .quantities import human_bytes, human_time
 
 
 def print_plan(plan: dict[str, Any]) -> None:
@@ -27,8 +27,8 @@ def print_plan(plan: dict[str, Any]) -> None:
             human_bytes(row["memory"]),
         ]
         table.add_row(*cells, *([human_time(row["seconds"][1])] if timed else []))
-    console = Console(highlight=False)
-    console.print(table)
+    console = page(highlight=False)
+    show(table)
     lines = [*map(_network, plan["networks"]), *_totals(plan)]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
@@ -95,11 +95,11 @@ def print_comparison(found: dict[str, Any]) -> None:
             _pair(row["memory"], human_bytes),
             _pair(row["objects"], str),
         )
-    console = Console(highlight=False)
+    console = page(highlight=False)
     when = "made now, as the run keeps none that fits" if found["made"] is None else f"made {found['made']}"
     console.print(f"{found['run']}: estimate ({found['basis']}, {when})", markup=False, soft_wrap=True)
     console.print("each estimate > what it came to, with ! where that is outside of its range")
-    console.print(table)
+    show(table)
     if not found["finished"]:
         console.print("unfinished: what follows is of the steps that are done")
     for what, key, human in (("work", "seconds", human_time), ("stored", "stored", human_bytes)):
@@ -119,9 +119,9 @@ def print_comparison(found: dict[str, Any]) -> None:
 
 
 def _table(*columns: str) -> Table:
-    """Return a table of steps, whose names are wrapped and not cut off; without lines, as there are many columns."""
+    """Return a table of steps; without lines, as there are many columns."""
     others = (Column(name, no_wrap=True, justify="right") for name in columns)
-    return Table(Column("step", overflow="fold"), *others, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    return Table(Column("step", no_wrap=True), *others, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def _pair(pair: dict[str, Any], human: Any) -> str:

@@ -1,4 +1,4 @@
-"""Figures with the range that they are expected in, and how people read bytes and times."""
+"""Figures with the range that they are expected in."""
 
 from dataclasses import dataclass
 
@@ -29,19 +29,3 @@ NONE = Range(0.0, 0.0, 0.0)
 def exactly(value: float) -> Range:
     """Return a figure that is known."""
     return Range(value, value, value)
-
-
-def human_bytes(count: float) -> str:
-    """Return a number of bytes for a person to read."""
-    units = ["B", "kB", "MB", "GB"]
-    while count >= 1000 and units:
-        count /= 1000
-        units.pop(0)
-    return f"{count:.3g} {units[0] if units else 'TB'}"
-
-
-def human_time(seconds: float) -> str:
-    """Return seconds for a person to read."""
-    if seconds < 120:
-        return f"{seconds:.3g} s" if seconds >= 1 else f"{round(seconds, 3):g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.4g} h"

@@ -10,11 +10,10 @@ from ..blocks import Blocks, Box
 from ..errors import ConfigurationError, DataError
 from ..progress import page, show
 from ..volumes import Store, Volume
-from ..words import counted, described
+from ..words import counted, described, human_bytes
 from .driver import Summary
 from .ledger import Record
 from .plan import PlannedStep
-from .quantities import human_bytes
 from .run import Run
 
 
@@ -134,7 +133,7 @@ def _cluster_lines(state: dict[str, Any]) -> list[str]:
     for name, step in state["steps"].items():
         if mishaps := step.get("mishaps"):
             told = ", ".join(f"{count:,} {_MISHAPS.get(what, what)}" for what, count in mishaps.items())
-            lines.append(f"{name}: pods that were {told}")
+            lines.append(f"{name}: of its pods {told}")
     cluster = state.get("cluster")
     if cluster is None:
         return lines

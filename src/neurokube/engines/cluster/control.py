@@ -59,7 +59,7 @@ def detach(
     """Start a driver in the cluster; return its Job's name, and why it does not run yet, "" where it does.
 
     Raises:
-        TryAgainError: where there is one at work.
+        TryAgainError: where there is one at work, the quota is used up, or the cluster does not answer.
         ConfigurationError: where it cannot start; no Job is left behind.
     """
     for job in _drivers(api, run_url):
@@ -70,6 +70,8 @@ def detach(
     try:
         api.create_job(driver_manifest(profile, name, run_url))
     except Refused as refused:
+        if refused.passing:
+            raise TryAgainError(f"the driver: {refused}; try again") from None
         raise ConfigurationError(f"the driver: {refused}; correct the profile") from None
     began = clock()
     while clock() - began < _PATIENCE:
@@ -83,7 +85,7 @@ def detach(
     pods = api.pods(pods_of(name))
     if why := hopeless(pods, lambda: api.events(name)):
         api.delete_job(name)
-        raise ConfigurationError(f"the driver: {why}; no Job is left behind")
+        raise kind_of(why)(f"the driver: {why}; no Job is left behind")
     return name, next(filter(None, map(unschedulable, pods)), "")
 
 
@@ -205,11 +207,21 @@ def last_word(end: Manifest) -> str:
 
 
 def unschedulable(pod: Manifest) -> str:
-    """Return why a pod finds no node, "" where it has one or has not been looked at."""
+    """Return why a pod finds no node, and the remedy; "" where it has one or has not been looked at."""
     for condition in pod.get("status", {}).get("conditions", []):
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
-            return " ".join(str(condition.get("message", "")).split()) or "no node has room"
+            why = " ".join(str(condition.get("message", "")).split()).rstrip(".") or "no node has room"
+            remedies = [remedy for word, remedy in _REMEDIES.items() if word in why]
+            return f"{why}; {', or '.join(remedies)}" if remedies else why
     return ""
+
+
+_REMEDIES = {
+    "Insufficient": "wait for room, or lower 'resources' in the profile",
+    "node affinity": "correct 'node_selector' or 'near_required' in the profile",
+    "untolerated": "add to 'tolerations' in the profile",
+}
+"""What helps, by what the scheduler says."""
 
 
 def hopeless(pods: Sequence[Manifest], events: Callable[[], list[Manifest]]) -> str:
