@@ -1,5 +1,5 @@
 """NeuroKube reconstructs brain tissue from volume electron microscopy, block by block."""
 
-from importlib.metadata import version
+from .versions import version
 
 __version__ = version("neurokube")

@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from ..blocks import Blocks, Box
 from ..errors import ConfigurationError, DataError, UsageError
 from ..stages import Data, Output, Source, Stage, Step, VolumeOutput
 from ..stages.base import outputs_of
+from ..versions import version
 from ..volumes import Store, Volume, join, layout, open_volume
 from .spec import Workflow
 
