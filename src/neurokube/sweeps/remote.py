@@ -20,7 +20,7 @@ from typing import Any
 from ..engines.base import run_id
 from ..engines.cluster import Api, Lease, Profile, Refused, Request
 from ..engines.cluster.api import Manifest
-from ..engines.cluster.control import end_of, hopeless, last_of, lease_name, pods_of, unschedulable, worker_end
+from ..engines.cluster.control import end_of, hopeless, kind_of, last_of, lease_name, pods_of, unschedulable, worker_end
 from ..engines.cluster.errand import create, failure, follow, reader
 from ..engines.cluster.manifest import ADDRESS, RUN, STAGE, STEP, job_name, label
 from ..engines.cluster.profile import amount
@@ -151,7 +151,7 @@ def _started(api: Api, cluster: Cluster, request: Request) -> None:
     pods = api.pods(pods_of(request.name))
     if why := hopeless(pods, lambda: api.events(request.name)):
         api.delete_job(request.name)
-        raise ConfigurationError(f"{request.step}: {why}; no Job is left behind")
+        raise kind_of(why)(f"{request.step}: {why}; no Job is left behind")
     if why := next(filter(None, map(unschedulable, pods)), ""):
         print(f"note: its pod waits: {why}", file=sys.stderr)
 

@@ -6,14 +6,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
 from ..progress import page, show
-from ..words import human_bytes, human_time
+from ..words import counted, human_bytes, human_time
 from .calibration import RESAMPLES
 
 
 def print_plan(plan: dict[str, Any]) -> None:
     """Print an estimate (`Estimate.as_dict`): a table of steps, a line a network, and what all comes to."""
     timed = plan["calibration"] is not None
-    table = _table("blocks", "block (z y x)", "objects", "volumes", "stored", "memory")
+    table = _table("blocks", "block zyx", "objects", "volumes", "stored", "memory")
     if timed:
         table.add_column("work", justify="right")
     for row in plan["steps"]:
@@ -40,8 +40,8 @@ def _network(network: dict[str, Any]) -> str:
     again = network["computed"] / network["windows"]
     return (
         f"{network['stage']}: {network['windows']:,} windows of {windows} voxels, {network['computed']:,} computed by "
-        f"all blocks ({again:.2f} times), {f['permutations']} permutations, in batches of {network['batch']} "
-        f"({network['backend']}, {network['dtype']})\n"
+        f"all blocks ({again:.2f} times), {counted(f['permutations'], 'permutation')}, in batches of "
+        f"{network['batch']} ({network['backend']}, {network['dtype']})\n"
         f"  intermediate data as the paper of 2020 has it: X {f['x']} x Y {f['y']} x Z {f['z']} x z upscaling "
         f"{f['z_upscaling']} x window depth {f['window_depth']} x permutations {f['permutations']} x overlap "
         f"{f['overlap']:g} x classes {f['classes']} x {f['bytes']} bytes = {human_bytes(network['intermediate'])}; "
@@ -121,7 +121,7 @@ def print_comparison(found: dict[str, Any]) -> None:
 def _table(*columns: str) -> Table:
     """Return a table of steps; without lines, as there are many columns."""
     others = (Column(name, no_wrap=True, justify="right") for name in columns)
-    return Table(Column("step", no_wrap=True), *others, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    return Table(Column("step", no_wrap=True), *others, box=SIMPLE_HEAD, padding=0)
 
 
 def _pair(pair: dict[str, Any], human: Any) -> str:
