@@ -4,23 +4,29 @@
 
 A small S3 server in a process of its own answers each request after `delay` milliseconds and counts them.  One worker
 works through all blocks of a step in order, as a pod does through its batch, in a process of its own with the cache of
-a pod, 64 MiB: straight from the store and with NEUROKUBE_SCRATCH, which is in FOLDER, in turn.  `bytes` are those that
-came from the store.  Of semantics the network is left out, see `benchmarks.staging`.
+a pod, 64 MiB, in turn: straight from the store; with NEUROKUBE_SCRATCH, which is in FOLDER, but waiting for each object
+that is written ("read"); and writing behind as well ("read, written").  `bytes` are those that came from the store.  Of
+semantics the network is left out, see `benchmarks.staging`.
 """
 
 import argparse
+import json
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from .staging import STEPS, once, prepared
+from neurokube.volumes.scratch import Scratch
 
-CACHE = 64 << 20
+from .staging import STEPS, measured, prepared
+
+WAYS = ("straight", "read", "read, written")
 URL = "s3://neurokube-test/benchmark"
 
 
@@ -32,7 +38,13 @@ def main() -> None:
     parser.add_argument("--delay", default=50.0, type=float, help="milliseconds")
     parser.add_argument("--rounds", default=2, type=int)
     parser.add_argument("--steps", default=",".join(STEPS), type=lambda text: text.split(","))
+    parser.add_argument("--one", nargs=3, metavar=("WAY", "STEP", "RUN"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one:
+        way, step, url = options.one
+        with mock.patch.object(Scratch, "write", at_once) if way == "read" else nullcontext():
+            print(json.dumps(measured(step, url)))
+        return
     with served() as server:
         run = prepared(URL, options.shape)
         server.send(options.delay / 1000)
@@ -41,19 +53,26 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|")
         for step in options.steps:
             for _ in range(options.rounds):
-                for name, scratch in (("straight", None), ("scratch", options.folder)):
-                    cells = measured(server, run.url, step, scratch)
-                    print(f"| {step} | {name} | {' | '.join(cells)} |", flush=True)
+                for way in WAYS:
+                    cells = row(server, run.url, step, way, options.folder)
+                    print(f"| {step} | {way} | {' | '.join(cells)} |", flush=True)
 
 
-def measured(server: Connection, run: str, step: str, scratch: Path | None) -> list[str]:
-    """Return the cells of a row."""
-    os.environ.pop("NEUROKUBE_SCRATCH", None)
-    if scratch is not None:
-        os.environ["NEUROKUBE_SCRATCH"] = str(scratch)
+def at_once(scratch: Scratch, size: int, begin: Callable[[], Callable[[], object]]) -> None:
+    """Write as without scratch, in place of `Scratch.write`."""
+    begin()()
+
+
+def row(server: Connection, run: str, step: str, way: str, scratch: Path) -> list[str]:
+    """Return the cells of a row, measured in a process of its own."""
+    environment = os.environ | {"NEUROKUBE_CACHE": str(64 << 20)}
+    if way != "straight":
+        environment["NEUROKUBE_SCRATCH"] = str(scratch)
+    command = [sys.executable, "-m", "benchmarks.scratch", str(scratch), "--one", way, step, run]
     before = asked(server)
-    told = once(URL, run, step, CACHE)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     after = asked(server)
+    told = json.loads(done.stdout.splitlines()[-1])
     return [
         str(after[0] - before[0]),
         f"{(after[1] - before[1]) / 1e6:.1f}",
