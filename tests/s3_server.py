@@ -73,6 +73,12 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self.get(bucket, key)
 
+    def handle_expect_100(self) -> bool:
+        """Say at once that a large object may come: who waits for that waits for a second."""
+        told = super().handle_expect_100()
+        self.wfile.flush()
+        return told
+
     do_GET = do_PUT = do_HEAD = do_DELETE = handle_any
 
     def put(self, bucket: Bucket, key: str, body: bytes) -> None:

@@ -146,6 +146,8 @@ def test_within_any_limit_the_same_is_read(s3, tmp_path, capsys, limit):
             assert (near.read(box) == voxels()[box.slices]).all()
             held = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
             assert held <= limit
+        assert [path.is_dir() for path in tmp_path.iterdir()] == [True]
+    assert list(tmp_path.iterdir()) == []
     said = capsys.readouterr().err
     assert said.count("\n") == (limit < 400_000)
     assert not said or ("straight from the store" in said and str(tmp_path) in said)

@@ -197,11 +197,12 @@ class Scratch:
         if size is None:
             return
         self._used -= _on_disk(size)
-        path = self._folders[place[0]] / place[1]
+        top = self._folders[place[0]]
+        path = top / place[1]
         with suppress(OSError):
             path.unlink()
-            for folder in path.parents:
-                folder.rmdir()
+            for folder in path.relative_to(top).parents:
+                (top / folder).rmdir()
 
     def _give_up(self, why: str) -> None:
         """Leave scratch to others, and read from the store: slower, but nothing that work has to end for."""
