@@ -145,6 +145,10 @@ def test_what_is_wrong_with_a_bucket_is_one_line(s3, command):
     # what is not there must not pass for zeros
     with pytest.raises(TryAgainError, match="is gone"):
         volume.read(SPEC.box)
+    s3.gone = False
+    with pytest.raises(TryAgainError, match="is gone"):
+        volume.read(SPEC.box)
+    assert (open_volume(WHERE).read(SPEC.box) == voxels()).all()
     code, _, err = command("info", "s3://x/y")
     assert code == 64 and "Invalid S3 bucket name" in err and err.count("\n") == 1
 

@@ -101,6 +101,8 @@ class Volume:
     data: str = ""
     scratch: "Scratch | None" = None
     doubts: set[int] | None = None
+    lost: set[int] = field(default_factory=set, compare=False)
+    """Resolutions that were gone: what is kept of them may be zeros that never were, and is read no more."""
 
     def read(self, box: Box, level: int = 0) -> NDArray[Any]:
         """Return the voxels of a box that lies inside the volume, shape ([c,] z, y, x).
@@ -109,6 +111,8 @@ class Volume:
             DataError: where stored data is damaged.
             TryAgainError: where the store fails, or the volume is gone.
         """
+        if level in self.lost:
+            raise self._gone()
         try:
             view, whole = self.arrays[level][(..., *box.slices)], False
             if self.scratch is None:
@@ -154,12 +158,16 @@ class Volume:
                 raise fault from None
             there = False
         if not there:
+            self.lost.add(level)
             if self.scratch is not None:
                 self.scratch.forget_absent()
-            raise TryAgainError(
-                f"{self.url}: its bucket or folder is gone, or can no longer be read, since it was opened; "
-                "restore it and run again"
-            )
+            raise self._gone()
+
+    def _gone(self) -> TryAgainError:
+        return TryAgainError(
+            f"{self.url}: its bucket or folder is gone, or can no longer be read, since it was opened; "
+            "restore it and run again"
+        )
 
     def write(self, box: Box, data: NDArray[Any], level: int = 0) -> None:
         """Write a box; durable when it returns, or with `scratch` when that says so.
