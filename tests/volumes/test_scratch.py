@@ -136,6 +136,18 @@ def test_what_lies_on_the_same_disk_is_not_copied(tmp_path):
         assert scratch.volume(volume) is volume
 
 
+def test_a_folder_on_another_disk_is_staged_as_well(tmp_path, small_disk):
+    spec = VolumeSpec((32, 32, 40), "uint8", (10, 10, 10))
+    volume = create(str(small_disk / "a"), spec, shard=(32, 32, 32))
+    data = voxels(shape=spec.shape)
+    with staged(tmp_path / "scratch") as scratch:
+        scratch.volume(volume).write(spec.box, data)
+        scratch.wait()
+        assert (volume.read(spec.box) == data).all()
+        near = scratch.volume(open_volume(volume.url, still=True))
+        assert (near.read(spec.box) == data).all() and scratch.copied == 2
+
+
 @pytest.mark.parametrize("limit", [400_000, 200_000, 30_000, 0])
 def test_within_any_limit_the_same_is_read(s3, tmp_path, capsys, limit):
     made(WHERE)
