@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,12 @@ class Bucket:
     denied: bool = False
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: int = 0
+    given: int = 0
+    """Bytes of objects."""
+    delay: float = 0.0
+    """Seconds before each answer."""
+    unwritable: str = "\0"
+    """What is in the keys that are not to be written."""
     signed_by: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -46,6 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         name, _, key = unquote(parts.path).lstrip("/").partition("/")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        time.sleep(bucket.delay)
         with bucket.lock:
             bucket.requests += 1
             bucket.signed_by = self.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
@@ -53,6 +61,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.answer(403, _error("AccessDenied"))
             elif bucket.is_gone or name != "neurokube-test":
                 self.answer(404, _error("NoSuchBucket"))
+            elif self.command == "PUT" and bucket.unwritable in key:
+                self.answer(403, _error("AccessDenied"))
             elif self.command == "PUT":
                 self.put(bucket, key, body)
             elif self.command == "DELETE":
@@ -62,6 +72,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.list(bucket, parse_qs(parts.query))
             else:
                 self.get(bucket, key)
+
+    def handle_expect_100(self) -> bool:
+        """Say at once that a large object may come: who waits for that waits for a second."""
+        told = super().handle_expect_100()
+        self.wfile.flush()
+        return told
 
     do_GET = do_PUT = do_HEAD = do_DELETE = handle_any
 
@@ -89,6 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": _etag(content)}
         asked = self.headers.get("Range")
         if asked is None:
+            bucket.given += len(content)
             self.answer(200, content, headers)
             return
         first, _, last = asked.removeprefix("bytes=").partition("-")
@@ -98,6 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(416, _error("InvalidRange"))
             return
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+        bucket.given += stop - start
         self.answer(206, content[start:stop], headers)
 
     def list(self, bucket: Bucket, query: dict[str, list[str]]) -> None:

@@ -87,3 +87,18 @@ def test_the_engine_places_the_pods_of_a_step_by_where_its_stage_lies():
 def test_pods_keep_what_they_read_in_a_part_of_their_memory(fields, size):
     env = {e["name"]: e["value"] for e in job(None, **fields)["containers"][0]["env"]}
     assert env["NEUROKUBE_CACHE"] == str(size)
+
+
+def test_pods_stage_within_what_does_not_get_them_evicted():
+    def told(**fields):
+        pod = job(None, scratch="8Gi", **fields)
+        env = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
+        return env.get("NEUROKUBE_SCRATCH"), int(env.get("NEUROKUBE_SCRATCH_BYTES", 0)) / 2**30
+
+    assert told() == (None, 0)
+    assert told(staging=True, resources={"storage": "20Gi"}) == ("/scratch", 7.5)
+    # what is on the node's disk counts as storage, what is in memory as memory
+    assert told(staging=True, resources={"storage": "2Gi"}) == ("/scratch", 1.5)
+    assert told(staging=True, scratch_medium="Memory", resources={"memory": "4Gi"}) == ("/scratch", 1.0)
+    with pytest.raises(ValueError, match="give 'scratch' its size"):
+        Profile.model_validate({"image": "neurokube:1", "staging": True})

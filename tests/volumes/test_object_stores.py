@@ -15,7 +15,7 @@ from s3_server import Bucket, serving
 from web_server import Plain, Ranged, web
 
 from neurokube.blocks import Box
-from neurokube.errors import ConfigurationError, DataError, TryAgainError, UsageError
+from neurokube.errors import ConfigurationError, TryAgainError, UsageError
 from neurokube.volumes import Store, VolumeSpec, create, open_volume
 from neurokube.volumes import store as stores
 from neurokube.volumes.integrity import check_volume
@@ -143,8 +143,12 @@ def test_what_is_wrong_with_a_bucket_is_one_line(s3, command):
     with pytest.raises(TryAgainError, match="no such bucket"):
         volume.write(SPEC.box, voxels())
     # what is not there must not pass for zeros
-    with pytest.raises(DataError, match="is gone"):
+    with pytest.raises(TryAgainError, match="is gone"):
         volume.read(SPEC.box)
+    s3.gone = False
+    with pytest.raises(TryAgainError, match="is gone"):
+        volume.read(SPEC.box)
+    assert (open_volume(WHERE).read(SPEC.box) == voxels()).all()
     code, _, err = command("info", "s3://x/y")
     assert code == 64 and "Invalid S3 bucket name" in err and err.count("\n") == 1
 
@@ -175,7 +179,7 @@ def test_a_volume_on_a_web_server_is_read_told_and_checked(tmp_path, web, comman
     assert len(check_volume(open_volume(url), quiet=True).damage) == 1
     volume = open_volume(url)
     shutil.rmtree(tmp_path / "a")
-    with pytest.raises(DataError, match="is gone"):
+    with pytest.raises(TryAgainError, match="is gone"):
         volume.read(SPEC.box)
 
 

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from ..blocks import Box, Grid, Vector
-from ..errors import ConfigurationError, DataError
+from ..errors import ConfigurationError, DataError, TryAgainError
 from ..volumes import Store, Volume, VolumeSpec, join, layout, open_volume, pyramid_factors
+from ..volumes.scratch import Scratch
 
 
 @dataclass(frozen=True)
@@ -417,7 +418,14 @@ _AHEAD = 32
 
 
 class Data:
-    """What a step sees of the store: what it reads, by role or `role.output`, and what it writes, by name."""
+    """What a step sees of the store: what it reads, by role or `role.output`, and what it writes, by name.
+
+    Where it `settles`, what was read counts only once `settle` has returned; with `scratch` what was written is
+    durable only then.
+    """
+
+    scratch: Scratch | None = None
+    settles = False
 
     def __init__(self, sources: Mapping[str, Source], own: Source) -> None:
         self._found: dict[str, tuple[Output, str, Box | None]] = {}
@@ -444,8 +452,26 @@ class Data:
             _, url, region = self._found[name]
             # what a stage reads was finished before it began
             volume = open_volume(url, still=name not in self._own)
+            if self.settles:
+                volume = replace(volume, doubts=set())
             self._volumes[name] = volume if region is None else volume.crop(region)
-        return self._volumes[name]
+        return self._volumes[name] if self.scratch is None else self.scratch.volume(self._volumes[name])
+
+    def settle(self) -> None:
+        """Return when all that was written is durable, and what was read as zeros is known to be there.
+
+        Raises:
+            TryAgainError: where it is not; nothing that was computed since the last time counts.
+        """
+        if self.scratch is not None:
+            self.scratch.wait()
+        try:
+            for volume in self._volumes.values():
+                volume.confirm()
+        except TryAgainError:
+            # what was taken for absent is asked for anew
+            self._volumes.clear()
+            raise
 
     def table(self, name: str, cell: int) -> NDArray[Any]:
         """Return the array of one cell of a table.
@@ -504,7 +530,7 @@ class Data:
         return self._tables[name], Target(output).key(cell).partition("/")[2]
 
     def write(self, name: str, box: Box, array: NDArray[Any], level: int = 0) -> None:
-        """Write voxels, whole cells of the output's grid; durable when this returns."""
+        """Write voxels, whole cells of the output's grid; durable when this returns, see `settle`."""
         grid = self._found[name][0].grid(level)
         self.volume(name).write(box, array, level)
         self.bytes_written += array.nbytes
@@ -516,7 +542,7 @@ class Data:
             self._written[name, level, cell] = zlib.crc32(np.ascontiguousarray(part).data) if part.any() else None
 
     def put(self, name: str, cell: int, array: NDArray[Any]) -> None:
-        """Write the array of one cell of a table; durable when this returns."""
+        """Write the array of one cell of a table; durable when this returns, see `settle`."""
         store, key = self._object(name, cell)
         self._put(store, key, packed(array), name, cell)
 
@@ -534,12 +560,15 @@ class Data:
         return content
 
     def put_file(self, name: str, content: bytes) -> None:
-        """Write a file whole; durable when this returns."""
+        """Write a file whole; durable when this returns, see `settle`."""
         folder, _, key = self._found[name][1].rpartition("/")
         self._put(Store(folder), key, content, name, 0)
 
     def _put(self, store: Store, key: str, content: bytes, name: str, cell: int) -> None:
-        store.write(key, content)
+        if self.scratch is None:
+            store.write(key, content)
+        else:
+            self.scratch.write(len(content), partial(store.begin_write, key, content))
         self.bytes_written += len(content)
         self._written[name, 0, cell] = zlib.crc32(content)
 

@@ -64,19 +64,23 @@ def is_there(array: Any) -> bool:
 
 
 def write_whole(array: Any, box: Box, data: NDArray[Any]) -> None:
-    """Write a box of whole shards, each an object that replaces what is there; durable when it returns.
+    """Write a box of whole shards, each an object that replaces what is there; durable when it returns."""
+    writes = [array.kvstore.write(key, value) for key, value in whole_objects(array, box, data)]
+    for write in writes:
+        write.result()
+
+
+def whole_objects(array: Any, box: Box, data: NDArray[Any]) -> Iterator[tuple[bytes, bytes | None]]:
+    """Yield the objects that hold a box of whole shards, (key, content); None for one that is to be removed.
 
     A shard without anything but zeros is removed, as everywhere.
     """
     spec = {key: value for key, value in array.spec().to_json().items() if key != "kvstore"}
-    writes = []
     for part in _shards(array, box):
         voxels = data[(..., *part.relative_to(box.start).slices)]
         kept = bool(voxels.any())
         for key, value in _encoded(spec, part, voxels, kept).items():
-            writes.append(array.kvstore.write(key, value if kept else None))
-    for write in writes:
-        write.result()
+            yield key, value if kept else None
 
 
 def _shards(array: Any, box: Box) -> Iterator[Box]:

@@ -199,8 +199,18 @@ class Store:
 
     def write(self, key: str, value: bytes) -> None:
         """Write an object whole."""
+        self.begin_write(key, value)()
+
+    def begin_write(self, key: str, value: bytes) -> Callable[[], None]:
+        """Begin to write an object whole, and return what waits until it is durable."""
         with self._faults(key):
-            self._kv.write(key, value).result()
+            future = self._kv.write(key, value)
+
+        def end() -> None:
+            with self._faults(key):
+                future.result()
+
+        return end
 
     def create(self, key: str, value: bytes) -> bool:
         """Write an object whole unless there is one already; return whether there was none.

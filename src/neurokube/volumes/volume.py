@@ -2,19 +2,23 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, cast, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import tensorstore as ts
 from numpy.typing import NDArray
 
 from ..blocks import Box, Vector
-from ..errors import DataError, surroundings
-from .commit import is_there, write_box
+from ..errors import DataError, TryAgainError, surroundings
+from .commit import is_there, is_whole, whole_objects, write_box
 from .store import Store, context, faults, join, keeping, kvstore_spec
+
+if TYPE_CHECKING:
+    from .scratch import Scratch
 
 Kind = Literal["image", "labels"]
 Nanometres = tuple[float, float, float]
@@ -80,7 +84,12 @@ class Volume:
     """An open volume; `arrays` holds its resolutions, the finest first.
 
     `voxel_sizes` are theirs, (z, y, x) in nm, as the metadata says; `format` is the driver that reads them,
-    by the name that Neuroglancer has for it; `data` is where they lie, if not at `url`.
+    by the name that Neuroglancer has for it; `data` is where they lie, if not at `url`; `scratch` is what it is read
+    and written by, see `scratch.staged`.
+
+    What is absent from a store stands for zeros, and all is absent from a store that is gone: where `doubts` is None
+    each read of nothing but zeros is followed by a look at the metadata; else each read with any zeros only notes its
+    resolution there, and `confirm` looks, once for all of them, before what comes of these reads counts.
     """
 
     url: str
@@ -90,18 +99,28 @@ class Volume:
     voxel_sizes: tuple[Nanometres, ...] = ()
     format: str = "zarr3"
     data: str = ""
+    scratch: "Scratch | None" = None
+    doubts: set[int] | None = None
+    lost: set[int] = field(default_factory=set, compare=False)
+    """Resolutions that were gone: what is kept of them may be zeros that never were, and is read no more."""
 
     def read(self, box: Box, level: int = 0) -> NDArray[Any]:
         """Return the voxels of a box that lies inside the volume, shape ([c,] z, y, x).
 
         Raises:
             DataError: where stored data is damaged.
+            TryAgainError: where the store fails, or the volume is gone.
         """
+        if level in self.lost:
+            raise self._gone()
         try:
-            voxels = cast(NDArray[Any], self.arrays[level][(..., *box.slices)].read().result())
-            if "://" in self.url and not voxels.any():
-                # what is absent stands for zeros, and all is absent from a store that is gone
-                self._check_there(level)
+            view, whole = self.arrays[level][(..., *box.slices)], False
+            if self.scratch is None:
+                voxels = cast(NDArray[Any], view.read().result())
+            else:
+                voxels, whole = self.scratch.read(view)
+            if "://" in self.url and not whole:
+                self._doubt(level, voxels)
             return voxels
         except ValueError as error:
             raise surroundings(error, self.url) or DataError(
@@ -109,21 +128,73 @@ class Volume:
                 "restore the file, or delete it and run again to compute it anew"
             ) from None
 
+    def _doubt(self, level: int, voxels: NDArray[Any]) -> None:
+        if self.doubts is None:
+            if not voxels.any():
+                self._check_there(level)
+        elif not voxels.all():
+            # a part of it may have come before the store was gone, or out of a cache
+            self.doubts.add(level)
+
+    def confirm(self) -> None:
+        """Check that what was read with zeros in it since the last time is still there.
+
+        Raises:
+            TryAgainError: where it is gone: nothing that was read since then counts.
+        """
+        for level in sorted(self.doubts or ()):
+            self._check_there(level)
+        if self.doubts:
+            self.doubts.clear()
+
     def _check_there(self, level: int) -> None:
-        if not is_there(self.arrays[level]):
-            raise DataError(
-                f"{self.url}: is gone, or can no longer be read, since it was opened; restore it and run again"
-            )
+        try:
+            array = self.arrays[level]
+            # label multisets, which tensorstore does not read, are N5
+            n5 = array.kvstore is None
+            there = Store(self.url).read("attributes.json") is not None if n5 else is_there(array)
+        except ValueError as error:
+            if (fault := surroundings(error, self.url)) is not None:
+                raise fault from None
+            there = False
+        if not there:
+            self.lost.add(level)
+            if self.scratch is not None:
+                self.scratch.forget_absent()
+            raise self._gone()
+
+    def _gone(self) -> TryAgainError:
+        return TryAgainError(
+            f"{self.url}: its bucket or folder is gone, or can no longer be read, since it was opened; "
+            "restore it and run again"
+        )
 
     def write(self, box: Box, data: NDArray[Any], level: int = 0) -> None:
-        """Write a box; durable when it returns.  Write whole shards: others may write beside it.
+        """Write a box; durable when it returns, or with `scratch` when that says so.
+
+        Write whole shards: others may write beside it.
 
         Raises:
             TryAgainError: where the disk is full or the store fails.
             ConfigurationError: for a part of a shard, on a store where that could lose what others write.
         """
         with faults(self.url):
-            write_box(self.url, self.arrays[level], box, data)
+            if self.scratch is None or not is_whole(self.arrays[level], box):
+                write_box(self.url, self.arrays[level], box, data)
+                return
+            for key, value in whole_objects(self.arrays[level], box, data):
+                self.scratch.write(len(value or b""), partial(self._begin, level, key, value))
+
+    def _begin(self, level: int, key: bytes, value: bytes | None) -> Callable[[], None]:
+        """Begin to write an object, and return what waits for it."""
+        with faults(self.url):
+            future = self.arrays[level].kvstore.write(key, value)
+
+        def end() -> None:
+            with faults(self.url):
+                future.result()
+
+        return end
 
     def level_shape(self, level: int) -> Vector:
         """Return the shape (z, y, x) of a resolution."""

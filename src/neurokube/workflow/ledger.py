@@ -10,7 +10,7 @@ done is kept in terms of canonical cells, so a run may go on with another block 
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -78,9 +78,9 @@ class Ledger:
             for record in self._load(key):
                 yield blocks, record
 
-    def writer(self, batch: Batch, interval: float) -> "Writer":
-        """Return a writer of records for a batch."""
-        return Writer(self, batch, interval)
+    def writer(self, batch: Batch, interval: float, settle: Callable[[], None] = lambda: None) -> "Writer":
+        """Return a writer of records for a batch; `settle` is called before any becomes durable, and may refuse."""
+        return Writer(self, batch, interval, settle)
 
     def forget(self, cells: Iterable[int]) -> None:
         """Take back the records of every block that holds one of these cells.
@@ -146,15 +146,16 @@ class Ledger:
 class Writer:
     """Appends the records of one batch: every `interval` seconds, and when it is closed."""
 
-    def __init__(self, ledger: Ledger, batch: Batch, interval: float) -> None:
+    def __init__(self, ledger: Ledger, batch: Batch, interval: float, settle: Callable[[], None]) -> None:
         self._ledger = ledger
         self._batch = batch
         self._interval = interval
+        self._settle = settle
         self._pending: list[Record] = []
         self._flushed = time.monotonic()
 
     def add(self, record: Record) -> None:
-        """Note a block whose outputs are durable."""
+        """Note a block whose outputs are durable, or are once it is settled."""
         self._pending.append(record)
         if time.monotonic() - self._flushed >= self._interval:
             self.flush()
@@ -162,12 +163,22 @@ class Writer:
     def flush(self) -> None:
         """Make what was noted durable."""
         if self._pending:
+            self.settle()
             self._ledger.append(f"{self._ledger.folder(self._batch)}{_unique()}.json", self._pending)
             self._pending = []
         self._flushed = time.monotonic()
 
+    def settle(self) -> None:
+        """Settle what is noted; where that fails it counts for nothing, then and later."""
+        try:
+            self._settle()
+        except BaseException:
+            self._pending = []
+            raise
+
     def close(self) -> None:
         """Flush; and if the batch is whole, put all its records into one object."""
+        self.settle()
         ledger, folder = self._ledger, self._ledger.folder(self._batch)
         keys = ledger.store.keys(folder)
         found = {r.block: r for k in keys for r in ledger._load(k)} | {r.block: r for r in self._pending}

@@ -12,6 +12,7 @@ from ..engines.base import Batch, Report
 from ..errors import TryAgainError, surroundings
 from ..stages import Block, Data
 from ..volumes import Store
+from ..volumes.scratch import staging
 from .ledger import Record, Writer
 from .plan import PlannedStep
 from .run import Run
@@ -36,18 +37,23 @@ def work(run_url: str, step_name: str, batch: Batch, stop: Callable[[], bool] | 
     asked = _asked(stop)
     ledger = run.ledger(step)
     interval = RECORD_INTERVAL if "://" in step.planned.url else LOCAL_RECORD_INTERVAL
-    writer = ledger.writer(batch, interval)
     done, failed, drained = 0, [], False
-    try:
-        for block in ledger.remaining(batch):
-            if drained := asked():
-                break
-            if _one_block(run, step, data, block, writer):
-                done += 1
-            else:
-                failed.append(block)
-    finally:
-        writer.close()
+    with staging() as scratch:
+        data.scratch = scratch
+        writer = ledger.writer(batch, interval, data.settle)
+        try:
+            for block in ledger.remaining(batch):
+                if drained := asked():
+                    break
+                if _one_block(run, step, data, block, writer):
+                    done += 1
+                else:
+                    failed.append(block)
+        finally:
+            try:
+                writer.close()
+            finally:
+                data.scratch = None
     return Report(done, tuple(failed), drained)
 
 
@@ -65,6 +71,8 @@ def _one_block(run: Run, step: PlannedStep, data: Data, block: int, writer: Writ
         except Exception as error:
             if fault := surroundings(error, step.planned.url):
                 raise fault from None
+            # what it read as zeros may have been a store that is gone
+            writer.settle()
             if attempt == attempts:
                 run.quarantine(step, block, str(error) or repr(error), traceback.format_exc(), attempts)
         else:
@@ -106,7 +114,9 @@ def _opened(run_url: str, step_name: str, stamp: str) -> tuple[Run, PlannedStep,
     run.check_worker()
     step = run.plan.step(step_name)
     step.planned.stage.check_worker()
-    return run, step, step.planned.data()
+    data = step.planned.data()
+    data.settles = True
+    return run, step, data
 
 
 def _stamp(run_url: str) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 from ...errors import ConfigurationError
 from ..base import run_id
-from .placement import affinity, cache, needed
+from .placement import affinity, cache, needed, scratch
 from .profile import Profile, Resources
 
 MANAGED, COMPONENT = "app.kubernetes.io/managed-by", "app.kubernetes.io/component"
@@ -73,7 +73,11 @@ def job_manifest(profile: Profile, request: Request) -> dict[str, Any]:
         retries=request.retries,
         command=request.command or ["neurokube", "work", request.run_url, request.step, "--job", request.name],
         env=_environment(
-            profile, *request.env, *_starving(profile, request.resources), *cache(profile, request.resources)
+            profile,
+            *request.env,
+            *_starving(profile, request.resources),
+            *cache(profile, request.resources),
+            *scratch(profile, request.resources),
         ),
         affinity=affinity(mounted, _of_run(request.labels), request.data),
         resources=_resources(profile, request.resources),

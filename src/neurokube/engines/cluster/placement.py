@@ -61,3 +61,16 @@ def cache(profile: Profile, resources: Resources) -> list[tuple[str, str]]:
     """Return the environment variable that says how much of its memory a pod keeps for what it reads again."""
     size = min(_MOST, int(amount(resources.memory)) // _SHARE) if profile.cache is None else int(amount(profile.cache))
     return [("NEUROKUBE_CACHE", str(size))]
+
+
+def scratch(profile: Profile, resources: Resources) -> list[tuple[str, str]]:
+    """Return the environment variables by which pods stage: which folder, and how much of it they may fill.
+
+    A pod that fills more than the size of its scratch is evicted; so is one that has more on the node's disk than its
+    storage, logs included; and what lies in memory counts as its memory, which what it computes needs too.
+    """
+    if not profile.staging or profile.scratch is None:
+        return []
+    size = int(amount(profile.scratch))
+    other = amount(resources.memory) / 4 if profile.scratch_medium else amount(resources.storage) * 3 / 4
+    return [("NEUROKUBE_SCRATCH", "/scratch"), ("NEUROKUBE_SCRATCH_BYTES", str(min(size - size // 16, int(other))))]

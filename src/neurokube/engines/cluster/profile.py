@@ -153,6 +153,7 @@ class Profile(_Model):
     env: dict[str, str] = {}
     scratch: Quantity | None = Field(None, description="size of the scratch folder /scratch")
     scratch_medium: str = Field("", description="'' for the node's disk, Memory for its memory")
+    staging: bool = Field(False, description="pods read by way of /scratch, and write behind, see docs/stores.md")
     node_selector: dict[str, str] = {}
     near: dict[str, dict[str, str]] = Field(
         {}, description="labels of the nodes that are near a store, by the path or URL that it begins with"
@@ -175,6 +176,12 @@ class Profile(_Model):
     driver_resources: Resources = Resources(cpu="500m")
     driver_node_selector: dict[str, str] = {}
     stages: dict[str, StageProfile] = Field({}, description="what stages have otherwise, by name or kind")
+
+    @model_validator(mode="after")
+    def _room_to_stage(self) -> Self:
+        if self.staging and self.scratch is None:
+            raise ValueError("staging: needs a folder /scratch; give 'scratch' its size")
+        return self
 
     @model_validator(mode="after")
     def _below_the_ceiling(self) -> Self:
