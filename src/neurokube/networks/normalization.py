@@ -1,5 +1,6 @@
 """Zero mean and unit deviation, measured on the volume: what makes one model fit differently exposed images."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
 
@@ -66,6 +67,23 @@ class Normalization(BaseModel):
             return values.mul(self.deviation).add_(self.mean).round_().clip_(1, 255).byte()
         grey = values * np.float32(self.deviation) + np.float32(self.mean)
         return np.asarray(np.clip(np.rint(grey, out=grey), 1, 255), np.uint8)
+
+
+@dataclass(frozen=True)
+class ChannelNormalization:
+    """Each image channel normalized by its own mean and deviation."""
+
+    channels: tuple[Normalization, ...]
+
+    def apply(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return normalized grey values, float32, of an image (channel, z, y, x)."""
+        return np.stack([each.apply(values) for each, values in zip(self.channels, image, strict=True)])
+
+    def on(self, device: Any, images: Array) -> Array:
+        """Return what `apply` makes of images, of the same bits, for a tensor (n, channel, z, y, x) on a device."""
+        import torch
+
+        return torch.stack([each.on(device, images[:, k]) for k, each in enumerate(self.channels)], 1)
 
 
 @lru_cache(maxsize=16)
