@@ -361,11 +361,9 @@ class _Arrays:
     def opened(self) -> tuple[NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint8] | None]:
         if self._place is None:
             return self.image, self.positive, self.known, self.channels
-        image, positive, known, channels = (
-            np.load(path, mmap_mode="r") if path.exists() else None
-            for path in (self._place / f"{name}.npy" for name in ("image", "positive", "known", "channels"))
-        )
-        return image, positive, known, channels
+        paths = [self._place / f"{name}.npy" for name in ("image", "positive", "known", "channels")]
+        image, positive, known, *channels = (np.load(path, mmap_mode="r") for path in paths if path.exists())
+        return image, positive, known, channels[0] if channels else None
 
 
 def described(volumes: Sequence[Annotated], labels: Sequence[str]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,7 @@ class Affine(BaseModel):
         told = self
         if self.file is not None:
             path = placed(self.file, folder)
-            told = _joined(path, _read(Path(path)), self.model_dump(exclude={"file"}, exclude_none=True))
+            told = _joined(type(self), path, _read(Path(path)), self.model_dump(exclude={"file"}, exclude_none=True))
         assert told.matrix is not None
         rows = np.array(told.matrix)
         if told.axes == "xyz":
@@ -119,8 +119,10 @@ def _checked(value: Any) -> tuple[Row, ...]:
 
 # what is in a file
 
+_Kind = TypeVar("_Kind", bound=Affine)
 
-def _joined(path: str, found: Mapping[str, Any], given: Mapping[str, Any]) -> Affine:
+
+def _joined(kind: type[_Kind], path: str, found: Mapping[str, Any], given: Mapping[str, Any]) -> _Kind:
     """Return what a file and the workflow say together; only the direction of a file may be given another."""
     for name in ("axes", "unit"):
         if name in found and name in given and found[name] != given[name]:
@@ -128,7 +130,7 @@ def _joined(path: str, found: Mapping[str, Any], given: Mapping[str, Any]) -> Af
                 f"{path}: says {name}: {found[name]}, the workflow {given[name]}; leave it out in one of them"
             )
     try:
-        return Affine.model_validate({**found, **given})
+        return kind.model_validate({**found, **given})
     except ValidationError as error:
         first = error.errors()[0]
         field = "".join(f"{part}: " for part in first["loc"])
@@ -264,7 +266,7 @@ def covered(matrix: NDArray[np.float64], source: VolumeSpec, target: VolumeSpec,
     return float(inside.mean())
 
 
-def within(matrix: NDArray[np.float64], at: Sequence[NDArray[np.float64]], shape: Sequence[int]) -> NDArray[np.bool_]:
+def within(matrix: NDArray[np.float64], at: Sequence[NDArray[Any]], shape: Sequence[int]) -> NDArray[np.bool_]:
     """Return which of the target's voxels z, y, x lie in a source of a shape, each of whose voxels has an extent."""
     z, y, x = np.ix_(*at)
     inside: NDArray[np.bool_] = np.ones((1, 1, 1), bool)
