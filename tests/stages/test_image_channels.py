@@ -63,7 +63,10 @@ def bench(tmp_path) -> Bench:
 BOTH = {"channels": {"marker": "marker"}}
 
 
-@pytest.mark.parametrize("backend", ["openvino", "torch"])
+NO_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that PyTorch can use is here")
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch", pytest.param("cuda", marks=NO_CARD)])
 def test_output_does_not_depend_on_blocks(bench, backend):
     settings = {**BOTH, "backend": backend, "permutations": 4}
     one = bench.results("one", block=[20, 60, 60], **settings)
