@@ -189,3 +189,10 @@ def test_a_prediction_is_that_of_a_run(tmp_path):
 def test_a_card_that_says_what_cannot_be_is_refused(tmp_path, fields, message):
     with pytest.raises(DataError, match=message):
         write_model(tmp_path / "model", **fields)
+
+
+def test_a_channel_that_does_not_reach_here_says_nothing_and_stops_nothing(tmp_path):
+    here = Bench(tmp_path, write_model(tmp_path / "model").folder)
+    write_volume(tmp_path / "marker-none.zarr", np.zeros(here.image.shape, np.uint8), SIZE)
+    here.inputs["none"] = {"path": str(tmp_path / "marker-none.zarr")}
+    assert np.ptp(here.results(channels={"marker": "none"})["a/0"]) > 20

@@ -194,8 +194,16 @@ def test_settings_that_do_not_fit_are_refused_in_a_line(tmp_path, settings, mess
 
 def test_a_volume_that_lies_elsewhere_is_refused_with_both_places(tmp_path):
     far = [*AFFINE[:2], [*AFFINE[2][:3], 1e6]]
-    with pytest.raises(ConfigurationError, match=r"'other' lies at .* nm \(z, y, x\), nowhere in 'image' .*inverse"):
+    with pytest.raises(ConfigurationError, match=r"inputs\.other\.affine: leads it to .*, away from .*inverse: true"):
         Bench(tmp_path, blobs((9, 24, 24)), affine=far).plan()
+
+
+def test_a_region_that_it_does_not_reach_is_empty_and_said_so(tmp_path):
+    bench = Bench(tmp_path, blobs((4, 4, 4)), affine=HERE)
+    run = bench.plan("region", region="0:4,40:60,40:60")
+    assert run.remarks == ["aligned: 'other' lies nowhere in 'image' as it is here: all is 0"]
+    execute(run, InProcess(), quiet=True)
+    assert not open_volume(f"{run.url}/aligned/resampling").read(Box.of((4, 20, 20))).any()
 
 
 def test_labels_refuse_what_would_change_them(tmp_path):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .synthesis import Synthesis
     from .translation import Translation
 
-_FOUND = ("synthesis", "resampling", "boundaries", "semantics", "fusion", "superresolution", "translation")
+_FOUND = ("synthesis", "boundaries", "semantics", "fusion", "superresolution", "translation", "resampling")
 _CELLS = ("fragments", "graph", "lifted", "multicut", "segmentation", "objects", "measurements")
 
 

@@ -143,7 +143,7 @@ class Inference:
 
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + unused
-        channels = self.predictor.card.channels
+        channels = len(self.normalization.channels) if isinstance(self.normalization, ChannelNormalization) else 1
         return device if held_on_card(len(self.labels), self.factor, channels) * layer.size < free / 2 else None
 
     def _layer(self, row: int, box: Box) -> Box:

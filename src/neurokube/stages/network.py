@@ -349,7 +349,8 @@ class NetworkStage(TiledStage):
         return ("image",)
 
     def _measure(self, block: Block, data: Data) -> None:
-        found = [Normalization.of(data.volume(role)) for role in self.images]
+        first, *others = (data.volume(role) for role in self.images)
+        found = [Normalization.of(first), *(Normalization.of_further(volume) for volume in others)]
         data.put("statistics", 0, np.array([v for each in found for v in (each.mean, each.deviation)]))
 
     def normalization(self, data: Data) -> Normalization | ChannelNormalization:

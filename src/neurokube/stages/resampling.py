@@ -17,12 +17,11 @@ from pydantic import Field, NonNegativeInt
 from ..blocks import Box, Vector
 from ..errors import ConfigurationError
 from ..volumes import Volume, VolumeSpec
-from ..volumes.affine import between, covered, extent, within
+from ..volumes.affine import HERE, apart, between, covered, within
 from .base import SINGLE, Block, Data, Source, Step, TableOutput, Target, TiledStage, over_cells, pyramid_steps
 
 _TRUNCATE = 4.0
 """Deviations at which a Gaussian ends."""
-_HERE = np.eye(3, 4)
 Value = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -48,7 +47,10 @@ class Resampling(TiledStage):
         """Say how much of the other volume is covered."""
         lookup = self._lookup(sources)
         share = covered(lookup.matrix, lookup.source, lookup.target)
-        what = f"'{sources['volume'].name}' covers {_percent(share)} of '{sources['like'].name}'"
+        name, other = sources["volume"].name, sources["like"].name
+        if apart(lookup.matrix, lookup.source, lookup.target):
+            return [f"'{name}' lies nowhere in '{other}' as it is here: all is 0"]
+        what = f"'{name}' covers {_percent(share)} of '{other}'"
         return [f"{what}; it is 0 elsewhere" if share < 1 else what]
 
     def findings(self, sources: Mapping[str, Source], data: Data) -> list[str]:
@@ -83,13 +85,8 @@ class Resampling(TiledStage):
         found, other = sources["volume"], sources["like"]
         source, target = found.spec, other.spec
         self._check(found.name, source)
-        affine = _HERE if found.affine is None else np.array(found.affine)
+        affine = HERE if found.affine is None else np.array(found.affine)
         matrix = between(affine, source, target)
-        if covered(matrix, source, target) == 0 and covered(_back(matrix), target, source) == 0:
-            raise ConfigurationError(
-                f"volume: '{found.name}' lies at {_span(affine, source)} nm (z, y, x), nowhere in '{other.name}' "
-                f"({_span(_HERE, target)} nm); check the affine's axes, unit and direction (inverse: true)"
-            )
         nearest = (self.interpolation or ("nearest" if source.kind == "labels" else "linear")) == "nearest"
         return _Lookup(source, target, matrix, nearest)
 
@@ -139,17 +136,8 @@ class Resampling(TiledStage):
         return np.where(inside, values, values.dtype.type(0))
 
 
-def _back(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(np.linalg.inv(np.vstack([matrix, [0, 0, 0, 1]]))[:3])
-
-
 def _percent(share: float) -> str:
     return "all" if share == 1 else f"about {100 * share:.0f} %" if share >= 0.01 else "less than 1 %"
-
-
-def _span(affine: NDArray[np.float64], spec: VolumeSpec) -> str:
-    low, high = extent(affine, spec)
-    return ", ".join(f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True))
 
 
 def _grey(values: NDArray[Any], window: tuple[float, float] | None) -> NDArray[np.uint8]:

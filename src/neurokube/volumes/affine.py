@@ -234,6 +234,9 @@ def _numbers(text: str, path: Path) -> list[list[float]]:
 
 # between the voxels of two volumes
 
+HERE = np.eye(3, 4)
+"""The matrix of a volume that lies where it says."""
+
 
 def between(affine: NDArray[np.float64], source: VolumeSpec, target: VolumeSpec) -> NDArray[np.float64]:
     """Return the matrix (3, 4) from voxels (z, y, x) of a volume to those of another that `affine` leads to it from."""
@@ -264,6 +267,11 @@ def covered(matrix: NDArray[np.float64], source: VolumeSpec, target: VolumeSpec,
     lattice = [np.linspace(0, n - 1, min(n, points)) for n in target.shape]
     inside = within(matrix, lattice, source.shape)
     return float(inside.mean())
+
+
+def apart(matrix: NDArray[np.float64], source: VolumeSpec, target: VolumeSpec) -> bool:
+    """Whether two volumes have no place in common, by lattices over both; `matrix` is that of `between`."""
+    return covered(matrix, source, target) == 0 and covered(_inverted(matrix), target, source) == 0
 
 
 def within(matrix: NDArray[np.float64], at: Sequence[NDArray[Any]], shape: Sequence[int]) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..blocks import Blocks, Box
 from ..errors import ConfigurationError, DataError, UsageError
@@ -17,6 +18,7 @@ from ..stages import Data, Output, Source, Stage, Step, VolumeOutput
 from ..stages.base import outputs_of
 from ..versions import version
 from ..volumes import Store, Volume, VolumeSpec, join, layout, open_volume
+from ..volumes.affine import HERE, apart, between, extent
 from .spec import Workflow
 
 
@@ -207,6 +209,7 @@ def _inputs(workflow: Workflow, region: Box | None) -> dict[str, tuple[Source, s
     The region is one of the first that lies without an affine; what has an affine, or another voxel size, is whole.
     """
     sources = {}
+    affines: dict[str, tuple[VolumeSpec, NDArray[np.float64]]] = {}
     first: VolumeSpec | None = None
     for name, entry in workflow.inputs.items():
         volume = open_volume(entry.path)
@@ -216,9 +219,21 @@ def _inputs(workflow: Workflow, region: Box | None) -> dict[str, tuple[Source, s
         own = region if affine is None and first is not None and _alike(volume.spec, first) else None
         source, key = _input_source(name, volume, own), input_key(volume, own)
         if affine is not None:
+            affines[name] = volume.spec, np.array(affine)
             source, key = replace(source, affine=affine), digest({"volume": key, "affine": affine})
         sources[name] = (source, key)
+    for name, (spec, matrix) in affines.items():
+        if first is not None and apart(between(matrix, spec, first), spec, first):
+            raise ConfigurationError(
+                f"inputs.{name}.affine: leads it to {_span(matrix, spec)} nm (z, y, x), away from the first input "
+                f"({_span(HERE, first)} nm); check its axes, unit and direction (inverse: true)"
+            )
     return sources
+
+
+def _span(affine: NDArray[np.float64], spec: VolumeSpec) -> str:
+    low, high = extent(affine, spec)
+    return ", ".join(f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True))
 
 
 def _alike(spec: VolumeSpec, other: VolumeSpec) -> bool:
