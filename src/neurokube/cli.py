@@ -124,6 +124,7 @@ def import_(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a volume that is there")] = False,
     allow_gaps: Annotated[bool, typer.Option("--allow-gaps", help="accept missing slice numbers")] = False,
+    channel: Annotated[int | None, typer.Option(min=0, help="one channel of a TIFF, counted from 0")] = None,
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="threads that decode slices")] = 2,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -143,6 +144,7 @@ def import_(
         offset=None if offset is None else _numbers(offset, "--offset"),
         overwrite=overwrite,
         allow_gaps=allow_gaps,
+        channel=channel,
         workers=workers,
         quiet=quiet,
     )

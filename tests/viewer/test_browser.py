@@ -175,3 +175,32 @@ def test_a_large_volume_is_drawn_from_a_coarse_resolution_in_place(tmp_path: Pat
             drawn.add((int(inside[0]), int(outside[0])))
     grays = [tuple(round(gray_value(v + step * n, state)) for v in (160, 60)) for n in range(coarse + 1)]
     assert drawn <= set(grays[1:]), "every pixel comes from a coarse level"
+
+
+@pytest.mark.parametrize("channels", [None, 2])
+def test_a_volume_that_lies_by_an_affine_is_drawn_where_it_lies(tmp_path: Path, channels: int | None) -> None:
+    spec = VolumeSpec((32, 128, 128), "uint8", (40.0, 8.0, 8.0), offset=(400.0, 80.0, 168.0))
+    fill(tmp_path / "image", spec, np.full(spec.shape, 100, np.uint8))
+    light = VolumeSpec((12, 20, 20), "uint16", (100.0, 50.0, 50.0), channels=channels)
+    values = np.full(light.shape, 10, np.uint16)
+    values[3:9, 4:8, 10:16] = 200
+    values = values if channels is None else np.stack([values, np.full_like(values, 10)])
+    create(str(tmp_path / "light"), light).write(light.box, values)
+    # a quarter turn in the plane: y of the image is x of the light, x of the image runs against its y
+    affine = ((1.0, 0.0, 0.0, 450.0), (0.0, 0.0, 1.0, 120.0), (0.0, -1.0, 0.0, 1150.0))
+    layers = [
+        Layer("image", str(tmp_path / "image"), "image"),
+        Layer("light", str(tmp_path / "light"), "fluorescence", affine=affine),
+    ]
+    (profile := tmp_path / "profile").mkdir()
+    with serve(layers) as server:
+        report, picture = look(server.url, READY, REPORT, profile=profile)
+
+    assert report["errors"] == []
+    panel = next(p for p in panels(report, picture, spec) if p.normal == 0)
+    # the box lies at y 64.4 to 101.9 and x 75.9 to 100.9 in voxels of the image
+    for y, x in ((67, 79), (99, 79), (67, 98), (99, 98)):
+        red, green, _ = panel.colour((15, y, x))
+        assert abs(red - 100) <= 4 and green > 250, (y, x)
+    for y, x in ((61, 80), (105, 80), (80, 72), (80, 105)):
+        assert abs(panel.colour((15, y, x)) - 100).max() <= 4, (y, x)

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from neurokube.workflow.spec import load_workflow
+from neurokube.workflow.reading import load_workflow
 from neurokube.workflow.text import anywhere, edited
 
 BIAS = ("stages", "multicut", "bias")
@@ -84,3 +84,19 @@ def test_paths_mean_the_same_from_anywhere(tmp_path):
     assert load_workflow(str(moved)) == workflow
     assert "{path: /there.zarr}" in moved.read_text()
     assert "# ours" in moved.read_text()
+
+
+def test_an_affine_from_a_file_means_the_same_from_anywhere(tmp_path):
+    (tmp_path / "affine.txt").write_text("1 0 0 0.5\n0 1 0 0\n0 0 1 2\n")
+    text = (
+        "name: a\ninputs:\n  image: {path: image.zarr}\n"
+        "  light: {path: light.zarr, affine: {file: affine.txt, axes: xyz, unit: micrometer}}\n"
+        "stages:\n  marker: {stage: resampling, volume: light}\n"
+    )
+    (tmp_path / "workflow.yaml").write_text(text)
+    workflow = load_workflow(str(tmp_path / "workflow.yaml"))
+    assert workflow.inputs["light"].affine.matrix == ((1, 0, 0, 2000), (0, 1, 0, 0), (0, 0, 1, 500))
+    (tmp_path / "elsewhere").mkdir()
+    moved = tmp_path / "elsewhere" / "moved.yaml"
+    moved.write_text(edited(text, anywhere(text, workflow)))
+    assert load_workflow(str(moved)) == workflow

@@ -174,6 +174,7 @@ class Card(_Named):
 
     architecture: Architecture
     channels: PositiveInt = Field(1, description="image channels")
+    inputs: tuple[str, ...] | None = Field(None, description="what the image channels are, in order, the image first")
     labels: tuple[str, ...] = Field(min_length=1, description="what the output channels are, in order")
     output: Literal["logits", "probabilities", "image"] = "logits"
     axes: Literal["zyx"] = "zyx"
@@ -202,6 +203,10 @@ class Card(_Named):
     def _consistent(self) -> Self:
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: a name occurs twice")
+        if self.inputs is not None and len(set(self.inputs)) != self.channels:
+            raise ValueError(f"inputs: {self.channels} different names are needed, one a channel")
+        if self.channels > 1 and isinstance(self.normalization, Normalization):
+            raise ValueError("normalization: of several channels each is measured on its volume: volume")
         if unknown := [name for name in self.thresholds if name not in self.labels]:
             raise ValueError(f"thresholds: {', '.join(unknown)} is no label")
         if isinstance(self.architecture, GeneratorArchitecture) and self.output != "image":
@@ -215,6 +220,11 @@ class Card(_Named):
         if any(2 * h >= w for h, w in zip(self.halo, self.window, strict=True)):
             raise ValueError(f"halo: two of {self.halo} leave nothing of a window of {self.window}")
         return self
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """The names of the image channels beside the first."""
+        return (self.inputs or tuple(f"channel-{k}" for k in range(self.channels)))[1:]
 
     @property
     def factor(self) -> int:

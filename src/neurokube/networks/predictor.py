@@ -110,7 +110,7 @@ class Predictor:
         self.numerics = numerics
 
     def __call__(self, images: Array) -> Array:
-        """Return probabilities (n, labels, z, y, x) of normalized windows (n, z, y, x); n is at most the batch.
+        """Return probabilities (n, labels, z, y, x) of normalized windows (n, [channel,] z, y, x), at most a batch.
 
         Of a model that makes images, normalized grey values; each section becomes as many as the card's factor says.
         Both are float32.  Of a tensor on `device` comes a tensor there, for which nobody has waited.
@@ -125,7 +125,7 @@ class Predictor:
             # always one shape: another might be computed in another way
             images = _filled(images, batch)
         with memory_told(self.numerics):
-            found = self._run(images[:, None])
+            found = self._run(images[:, None] if images.ndim == 4 else images)
         z, y, x = self.numerics.window
         expected = (batch, len(self.card.labels), self.card.factor * z, y, x)
         if found.shape != expected:
@@ -210,7 +210,8 @@ class _OpenVino(Predictor):
         from openvino import opset13 as ops
 
         super().__init__(bundle, numerics)
-        shape = [numerics.batch, 1, *numerics.window]
+        channels = bundle.card.channels
+        shape = [numerics.batch, channels, *numerics.window]
         core = openvino_core()
         if bundle.card.architecture.kind == "onnx":
             model = core.read_model(bundle.weights)
@@ -220,7 +221,7 @@ class _OpenVino(Predictor):
             # convolving the example takes longer than all the rest; ours may be as small as can be, of any network
             # else, tracing could keep what follows from the example's shape
             own = isinstance(bundle.card.architecture, OwnArchitecture | GeneratorArchitecture)
-            example = torch.zeros([1, 1, *bundle.card.multiple] if own else shape)
+            example = torch.zeros([1, channels, *bundle.card.multiple] if own else shape)
             with torch.inference_mode():
                 model = ov.convert_model(bundle.network(), example_input=example)
         model.reshape(shape)

@@ -79,7 +79,8 @@ def _main() -> None:
     for entry in order["candidates"]:
         numerics = Numerics.model_validate(entry["numerics"])
         predictor = open_predictor(order["model"], order["sha256"], numerics)
-        images: Array = np.random.default_rng(0).standard_normal((numerics.batch, *numerics.window), np.float32)
+        lead = (numerics.batch,) if predictor.card.channels == 1 else (numerics.batch, predictor.card.channels)
+        images: Array = np.random.default_rng(0).standard_normal((*lead, *numerics.window), np.float32)
         if predictor.device is not None:
             # there they are in a run too
             images = _there(images, predictor.device)

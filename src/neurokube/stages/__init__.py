@@ -7,6 +7,7 @@ an input  ─┘        └ semantics ─ fusion                ╎             
                              └─ objects ────────────────┴──────────────────────────────┴─ measurements
 
 Of an image, superresolution and translation make another; semantics, instead of boundaries, needs a trained model.
+Resampling brings another volume, as one of light microscopy, onto the voxels of the image.
 """
 
 from collections.abc import Iterator, MutableMapping
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
     from .measurements import Measurements
     from .multicut import Multicut
     from .objects import Objects
+    from .resampling import Resampling
     from .segmentation import Segmentation
     from .semantics import Semantics
     from .superresolution import Superresolution
     from .synthesis import Synthesis
     from .translation import Translation
 
-_FOUND = ("synthesis", "boundaries", "semantics", "fusion", "superresolution", "translation")
+_FOUND = ("synthesis", "boundaries", "semantics", "fusion", "superresolution", "translation", "resampling")
 _CELLS = ("fragments", "graph", "lifted", "multicut", "segmentation", "objects", "measurements")
 
 
@@ -84,6 +86,7 @@ __all__ = [
     "Multicut",
     "Objects",
     "Output",
+    "Resampling",
     "Segmentation",
     "Semantics",
     "Source",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from ..blocks import Box, Grid, Vector
 from ..errors import ConfigurationError, DataError, TryAgainError
 from ..volumes import Store, Volume, VolumeSpec, join, layout, open_volume, pyramid_factors
 from ..volumes.scratch import Scratch
+
+if TYPE_CHECKING:
+    from ..volumes.affine import Row
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,8 @@ class Source:
     """What a stage can read under one role: the outputs of another stage, or an input volume.
 
     `kind` is the stage's kind, or "volume"; the first output is the main one; `urls` says where each
-    output lies; `region` is the part of an input volume that the run is about.
+    output lies; `region` is the part of an input volume that the run is about, `affine` the matrix (3, 4) from the
+    nanometres (z, y, x) of an input volume to those of the others, where they differ.
     """
 
     name: str
@@ -208,6 +212,7 @@ class Source:
     outputs: Mapping[str, Output]
     urls: Mapping[str, str]
     region: Box | None = None
+    affine: "tuple[Row, ...] | None" = None
 
     @property
     def spec(self) -> VolumeSpec:
@@ -257,6 +262,8 @@ class Stage(BaseModel):
     """Fields that planning fills, and nobody sets."""
     editable: ClassVar[bool] = False
     """Whether people's corrections change what comes out, see `workflow.edits`."""
+    transformed: ClassVar[tuple[str, ...]] = ()
+    """Roles whose affine is heeded; in others a volume that has one is refused."""
 
     block: Extent | None = Field(
         None, description="voxels (z, y, x) that one worker takes at a time, rounded up to whole tiles"

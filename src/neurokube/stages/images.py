@@ -18,6 +18,7 @@ from pydantic import Field
 
 from ..blocks import Box, Vector
 from ..errors import ConfigurationError
+from ..networks import Normalization
 from ..networks.bundle import GeneratorArchitecture
 from ..networks.permutations import Permutation, permutations
 from ..volumes import VolumeSpec
@@ -213,6 +214,7 @@ class _Pass:
     def compute(self, block: Block, data: Data) -> None:
         """Make the image of a block."""
         normalization = self._stage.normalization(data)
+        assert isinstance(normalization, Normalization)
         inference = self._stage.inference(self._image, normalization)
         grey = (self._stage.card.target or normalization).grey
         layers = layers_of(block.box, self._output.cell[0])

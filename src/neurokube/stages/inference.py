@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from ..blocks import Blend, Box, Vector, WindowGrid, quantized
 from ..blocks.blending import Array
 from ..networks import Normalization
+from ..networks.normalization import ChannelNormalization
 from ..networks.permutations import Permutation, permute, restore
 from ..networks.predictor import Predictor, memory_told
 
 Read = Callable[[Box], NDArray[np.uint8]]
-"""Returns the grey values of a box inside the volume; 0 is empty."""
+"""Returns the grey values ([channel,] z, y, x) of a box inside the volume; 0 of the first channel is empty."""
 Inside = Callable[[Box], NDArray[np.bool_]]
 """Returns where in a box inside the volume there is anything to predict."""
 
@@ -47,7 +48,7 @@ class Inference:
 
     predictor: Predictor
     grid: WindowGrid
-    normalization: Normalization
+    normalization: Normalization | ChannelNormalization
     permutations: Sequence[Permutation]
     labels: tuple[int, ...]
     """Which of the network's channels are kept, in order."""
@@ -142,7 +143,8 @@ class Inference:
 
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + unused
-        return device if held_on_card(len(self.labels), self.factor) * layer.size < free / 2 else None
+        channels = len(self.normalization.channels) if isinstance(self.normalization, ChannelNormalization) else 1
+        return device if held_on_card(len(self.labels), self.factor, channels) * layer.size < free / 2 else None
 
     def _layer(self, row: int, box: Box) -> Box:
         """Return the part of the box that the windows of a row along z contribute to; the rows before end in it."""
@@ -163,7 +165,8 @@ class Inference:
         pad = [(0, b - a) for a, b in zip(there.stop, wanted.stop, strict=True)]
         if any(after for _, after in pad):
             # a volume smaller than a window goes on as in a mirror
-            image = np.pad(image, pad, mode="reflect" if min(there.shape) > 1 else "symmetric")
+            lead = [(0, 0)] * (image.ndim - 3)
+            image = np.pad(image, [*lead, *pad], mode="reflect" if min(there.shape) > 1 else "symmetric")
             present = None if present is None else np.pad(present, pad)
         if device is not None:
             import torch
@@ -203,7 +206,7 @@ class Inference:
             blend.add(index, values if kept else _stacked([values[label] for label in self.labels]))
 
     def _normalized(self, images: Sequence[Array], device: Any) -> Array:
-        """Return windows as the network sees them, (n, z, y, x), float32."""
+        """Return windows as the network sees them, (n, [channel,] z, y, x), float32."""
         if device is None:
             return np.stack([self.normalization.apply(image) for image in images])
         return self.normalization.on(device, _stacked(images))
@@ -229,10 +232,10 @@ def host(values: Array) -> NDArray[Any]:
     return values if isinstance(values, np.ndarray) else values.cpu().numpy()
 
 
-def held_on_card(labels: int, factor: int) -> int:
+def held_on_card(labels: int, factor: int, channels: int = 1) -> int:
     """Return the bytes a card holds for each voxel of a layer of windows."""
     # the sums, what is finished of them twice, and on the way there floats of a label; two slabs of the image
-    return (6 * labels + 4) * factor + 2
+    return (6 * labels + 4) * factor + 2 * channels
 
 
 @dataclass(frozen=True)
@@ -252,9 +255,9 @@ class _Slab:
         here = box.relative_to(self.box.start).slices
         if self.inside is not None and not self.inside[here].any():
             return None
-        image = self.image[here]
+        image = (self.image if self.image.ndim == 3 else self.image[0])[here]
         # a few voxels tell soon that there is something
-        return self.cut[here] if image[::8, ::8, ::8].any() or image.any() else None
+        return self.cut[(..., *here)] if image[::8, ::8, ::8].any() or image.any() else None
 
 
 class _Coming:

@@ -20,6 +20,7 @@ from ..blocks import Blocks, Vector, WindowGrid
 from ..errors import ConfigurationError
 from ..networks import Card, Normalization, load_bundle
 from ..networks.bundle import BEST, Bundle, find, read_card
+from ..networks.normalization import ChannelNormalization
 from ..networks.permutations import Permutation, permutations
 from ..networks.predictor import BATCHES, Backend, Numerics, Precision, fastest, open_predictor, software
 from ..networks.proposal import fits
@@ -220,10 +221,7 @@ class NetworkStage(TiledStage):
 
     def _check(self, sources: Mapping[str, Source]) -> None:
         image, card = check_image(sources), self.card
-        if card.channels != 1:
-            raise ConfigurationError(
-                f"model: {self.model} wants {card.channels} image channels; use one that wants one"
-            )
+        self._check_channels(sources)
         self._check_model(image)
         if not fits(card.voxel_size, image.voxel_size):
             raise ConfigurationError(
@@ -239,6 +237,13 @@ class NetworkStage(TiledStage):
             )
 
     _too_far: ClassVar[str] = "too far apart"
+
+    def _check_channels(self, sources: Mapping[str, Source]) -> None:
+        """Check that the model sees what the stage reads."""
+        if self.card.channels != 1:
+            raise ConfigurationError(
+                f"model: {self.model} wants {self.card.channels} image channels; use one that wants one"
+            )
 
     @abstractmethod
     def _check_model(self, image: VolumeSpec) -> None:
@@ -273,7 +278,7 @@ class NetworkStage(TiledStage):
     def _card_column(self, image: VolumeSpec, window: int) -> float:
         """Return the bytes that a block holds on a GPU for each voxel (y, x) of its face."""
         across = prod(self.seen(image)[1:]) / prod(image.shape[1:])
-        return held_on_card(len(self._channels), self.card.factor) * window * across
+        return held_on_card(len(self._channels), self.card.factor, self.card.channels) * window * across
 
     def turns(self, image: VolumeSpec, window: Vector) -> Sequence[Permutation]:
         """Return the permutations of a window that are averaged."""
@@ -284,7 +289,7 @@ class NetworkStage(TiledStage):
         assert self.settled is not None
         return WindowGrid(self.seen(image), self.settled.numerics.window, self.settled.stride, self.settled.halo)
 
-    def inference(self, image: VolumeSpec, normalization: Normalization) -> Inference:
+    def inference(self, image: VolumeSpec, normalization: Normalization | ChannelNormalization) -> Inference:
         """Return the network over an image, for the channels that are written."""
         assert self.settled is not None
         numerics = self.settled.numerics
@@ -336,14 +341,25 @@ class NetworkStage(TiledStage):
         """Return the step that measures the image, where the model does not fix what its grey values are."""
         if self.card.normalization != "volume":
             return []
-        return [Step("statistics", SINGLE, (Target(TableOutput("statistics", SINGLE)),), _measure)]
+        return [Step("statistics", SINGLE, (Target(TableOutput("statistics", SINGLE)),), self._measure)]
 
-    def normalization(self, data: Data) -> Normalization:
-        """Return how the image's grey values are normalized."""
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The roles of what the network sees, the image first."""
+        return ("image",)
+
+    def _measure(self, block: Block, data: Data) -> None:
+        first, *others = (data.volume(role) for role in self.images)
+        found = [Normalization.of(first), *(Normalization.of_further(volume) for volume in others)]
+        data.put("statistics", 0, np.array([v for each in found for v in (each.mean, each.deviation)]))
+
+    def normalization(self, data: Data) -> Normalization | ChannelNormalization:
+        """Return how grey values are normalized, those of the image or of each of several channels."""
         if isinstance(self.card.normalization, Normalization):
             return self.card.normalization
-        mean, deviation = data.table("statistics", 0)
-        return Normalization(mean=float(mean), deviation=float(deviation))
+        table = data.table("statistics", 0).reshape(-1, 2).tolist()
+        found = tuple(Normalization(mean=mean, deviation=deviation) for mean, deviation in table)
+        return found[0] if len(found) == 1 else ChannelNormalization(found)
 
 
 def check_image(sources: Mapping[str, Source]) -> VolumeSpec:
@@ -358,11 +374,6 @@ def check_image(sources: Mapping[str, Source]) -> VolumeSpec:
     if "mask" in sources:
         same_grid("image", image, "mask", sources["mask"].spec)
     return image
-
-
-def _measure(block: Block, data: Data) -> None:
-    found = Normalization.of(data.volume("image"))
-    data.put("statistics", 0, np.array([found.mean, found.deviation]))
 
 
 def _digest(card: Card) -> str:

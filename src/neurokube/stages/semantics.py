@@ -5,8 +5,8 @@ voxel size is resampled on the way in and the probabilities on the way out.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ from ..errors import ConfigurationError
 from ..volumes import Volume, VolumeSpec
 from ..volumes.resampling import Resampling
 from ..volumes.volume import nanometres
-from .base import Block, Data, Source, Step, Target, VolumeOutput, pyramid_steps
+from .base import Block, Data, Source, Step, Target, VolumeOutput, pyramid_steps, same_grid
+from .fusion import ChannelName
 from .inference import Inference, Inside, Layer, Parts, Read, Writer, host, layers_of
 from .network import NetworkStage, Windows
 
@@ -27,14 +28,28 @@ class Semantics(NetworkStage):
 
     kind: ClassVar[str] = "semantics"
     version: ClassVar[int] = 1
+    # what they read is in the key, by their roles
+    unkeyed: ClassVar[tuple[str, ...]] = (*NetworkStage.unkeyed, "channels")
 
     model: str = Field(description="a model's name, its bundle's folder, or 'best of FILE' from evaluate --models")
     permutations: int = Field(1, ge=1, le=16, description="flips and turns that are averaged; 8 cost 8 times as much")
     labels: tuple[str, ...] | None = Field(None, description="which of the model's labels to write [default: all]")
+    channels: dict[ChannelName, str] = Field(
+        {}, description="what the model sees beside the image, by its names for it; on the image's voxels"
+    )
 
     @property
     def _channels(self) -> tuple[int, ...]:
         return tuple(self.card.labels.index(name) for name in self.labels or self.card.labels)
+
+    def references(self) -> dict[str, str]:
+        """Return what the stage reads, a role for each further image channel: `channels.NAME`."""
+        return super().references() | {f"channels.{name}": reference for name, reference in self.channels.items()}
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The roles of what the network sees, the image first."""
+        return ("image", *(f"channels.{name}" for name in self.card.further))
 
     def remarks(self, sources: Mapping[str, Source]) -> list[str]:
         """Say where image and model differ."""
@@ -61,6 +76,27 @@ class Semantics(NetworkStage):
         return [*self._statistics(), step, *pyramid_steps(*outputs)]
 
     _too_far: ClassVar[str] = "too far apart to resample"
+
+    def _check_channels(self, sources: Mapping[str, Source]) -> None:
+        wanted, given = self.card.further, self.channels
+        if missing := [name for name in wanted if name not in given]:
+            raise ConfigurationError(
+                f"channels: {self.model} sees {missing[0]} beside the image; say what that is, as "
+                f"channels: {{{missing[0]}: STAGE}}, or use a model of the image alone"
+            )
+        if odd := [name for name in given if name not in wanted]:
+            raise ConfigurationError(
+                f"channels: {self.model} sees {', '.join(wanted) or 'nothing'} beside the image, and no {odd[0]}; "
+                "leave it out, or use a model that learned with it"
+            )
+        for name in given:
+            spec = sources[f"channels.{name}"].spec
+            if not spec.is_grey:
+                raise ConfigurationError(
+                    f"channels.{name}: holds {spec.dtype} {spec.kind}; it must be an 8-bit image of one channel, as a "
+                    "resampling stage makes it"
+                )
+            same_grid("image", sources["image"].spec, f"channels.{name}", spec)
 
     def _check_model(self, image: VolumeSpec) -> None:
         card = self.card
@@ -97,14 +133,13 @@ class Semantics(NetworkStage):
         # layers of cells being filled and written, and an encoded copy
         cells = 3 * labels * depth
         # the sum, the image of the windows at hand and of those ahead, each with a mask
-        windows = (4 * labels + 4) * window
+        windows = (4 * labels + 2 + 2 * self.card.channels) * window
         if resampling.is_identity:
             return cells + windows
-        _, y, x = resampling.scale
+        z, y, x = resampling.scale
         # more probabilities, and floats on the way in and out
-        return (
-            cells + (windows + 8 * labels * (depth / resampling.scale[0] + window) + 16 * window) / (y * x) + 16 * depth
-        )
+        floats = 8 * labels * (depth / z + window) + 16 * self.card.channels * window
+        return cells + (windows + floats) / (y * x) + 16 * depth
 
     def _windows(self, image: VolumeSpec) -> Iterator[Windows]:
         card, shape = self.card, self.seen(image)
@@ -151,6 +186,29 @@ def _up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
+class Image(Protocol):
+    """What a network sees: ([channel,] z, y, x)."""
+
+    def read(self, box: Box) -> NDArray[np.uint8]:
+        """Return the grey values of a box (z, y, x)."""
+
+
+@dataclass(frozen=True)
+class _Channels:
+    """Volumes of one grid as the channels of an image."""
+
+    volumes: Sequence[Volume]
+
+    def read(self, box: Box) -> NDArray[np.uint8]:
+        """Return the grey values (channel, z, y, x) of a box."""
+        return np.stack([volume.read(box) for volume in self.volumes])
+
+
+def seen_by(volumes: Sequence[Volume]) -> Image:
+    """Return volumes of one grid as what a network sees; one alone has no axis of channels."""
+    return volumes[0] if len(volumes) == 1 else _Channels(volumes)
+
+
 class _Pass:
     """The pass of the network over the volume."""
 
@@ -163,10 +221,11 @@ class _Pass:
         """Predict a block."""
         inference = self._stage.inference(self._image, self._stage.normalization(data))
         to_model = self._stage.resampling(self._image)
+        image = seen_by([data.volume(role) for role in self._stage.images])
         mask = data.volume("mask") if data.has("mask") else None
         layers = layers_of(block.box, self._outputs[0].cell[0])
         with Writer() as writer:
-            for box, values in predicted(inference, to_model, layers, data.volume("image"), mask):
+            for box, values in predicted(inference, to_model, layers, image, mask):
                 writer.write(lambda box=box, values=values: self._store(box, values, mask, data))  # type: ignore[misc]
             writer.wait()
 
@@ -179,7 +238,7 @@ class _Pass:
 
 
 def predicted(
-    inference: Inference, to_model: Resampling, layers: Sequence[Box], image: Volume, mask: Volume | None = None
+    inference: Inference, to_model: Resampling, layers: Sequence[Box], image: Image, mask: Volume | None = None
 ) -> Iterator[Layer]:
     """Yield the probabilities of layers, which follow one another along z, as 0 to 255: (layer, (label, z, y, x)).
 
@@ -210,7 +269,7 @@ def _resampled(parts: Parts, layers: Sequence[Box], back: Resampling, whole: Box
             del waiting[0]
 
 
-def _reader(image: Volume, to_model: Resampling) -> Read:
+def _reader(image: Image, to_model: Resampling) -> Read:
     if to_model.is_identity:
         return image.read
 

@@ -45,14 +45,15 @@ def deform(
 ) -> tuple[Image, list[Bits]]:
     """Cut a window out of a source that is `margin` wider: turned, scaled, bent, its sections shifted.
 
-    `image` and each of `bits` have the source's shape (z, y, x); the image is interpolated, bits are taken
-    from the nearest pixel, 0 outside.
+    `image`, ([channel,] z, y, x), and each of `bits` have the source's shape (z, y, x); the image is interpolated, bits
+    are taken from the nearest pixel, 0 outside.
     """
-    source = image.shape[1:]
+    source = image.shape[-2:]
     grid = _grid(settings, voxel_size, window, random)
     scale = torch.tensor([2 / source[1], 2 / source[0]])
     grid = grid * scale
-    stack = torch.from_numpy(np.ascontiguousarray(image))[:, None]
+    channels = image if image.ndim == 4 else image[None]
+    stack = torch.from_numpy(np.ascontiguousarray(channels.swapaxes(0, 1)))
     warped = grid_sample(stack, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     moved = []
     for plane in bits:
@@ -60,7 +61,8 @@ def deform(
         stack = torch.from_numpy(plane.astype(np.float32))[:, None]
         nearest = grid_sample(stack, grid, mode="nearest", padding_mode="zeros", align_corners=False)
         moved.append(nearest[:, 0].numpy().astype(np.uint32))
-    return warped[:, 0].numpy(), moved
+    window_of = warped.transpose(0, 1).numpy()
+    return window_of if image.ndim == 4 else window_of[0], moved
 
 
 def _grid(settings: Augmentation, voxel_size: Nanometres, window: Vector, random: Generator) -> Tensor:

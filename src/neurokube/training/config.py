@@ -96,6 +96,9 @@ class ImageVolume(_Strict):
 class AnnotatedVolume(ImageVolume):
     """An image and the truth of some of its labels; a label that is not named is unknown there."""
 
+    channels: dict[str, str] = Field(
+        {}, description="further images of the same voxels that the network sees, as light microscopy, by name"
+    )
     truth: dict[str, LabelSource] = Field(min_length=1)
 
     @field_validator("truth", mode="before")
@@ -108,7 +111,8 @@ class AnnotatedVolume(ImageVolume):
     def placed(self, folder: Path) -> Self:
         """Return the same with its paths, which count from `folder`, as they are from anywhere."""
         truth = {name: source.placed(folder) for name, source in self.truth.items()}
-        return super().placed(folder).model_copy(update={"truth": truth})
+        channels = {name: placed(path, folder) for name, path in self.channels.items()}
+        return super().placed(folder).model_copy(update={"truth": truth, "channels": channels})
 
 
 class GraphVolume(_Strict):
@@ -226,6 +230,11 @@ class Training(Schedule):
         """What the network predicts."""
         return self.labels or tuple(dict.fromkeys(name for volume in self.volumes for name in volume.truth))
 
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """What the network sees beside the image, in order: by name."""
+        return tuple(sorted(self.volumes[0].channels))
+
     def placed(self, folder: Path) -> Self:
         """Return the same with its paths, which count from `folder`, as they are from anywhere."""
         scratch = None if self.scratch is None else placed(self.scratch, folder)
@@ -238,6 +247,11 @@ class Training(Schedule):
             raise ValueError(
                 f"labels: no volume has truth for {', '.join(missing)}; there is {', '.join(sorted(named))}"
             )
+        for volume in (*self.volumes, *self.validation):
+            if odd := sorted(volume.channels.keys() ^ set(self.channels)):
+                raise ValueError(f"channels: not all volumes name '{odd[0]}'; name it for all of them, or for none")
+        if "image" in self.channels:
+            raise ValueError("channels: 'image' is what the image itself is called; give it another name")
         if self.network == "inception" and not isinstance(self.size, str) and (len(self.size) != 2 or self.size[1] % 4):
             raise ValueError("size: an inception network has two levels, the second of a multiple of 4, as [8, 48]")
         if self.cache == "scratch" and self.scratch is None:

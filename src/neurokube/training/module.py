@@ -95,8 +95,8 @@ class SemanticsModule(Learner):
                     (a - s, s + n - b)
                     for a, b, s, n in zip(inside.start, inside.stop, source.start, extent, strict=True)
                 ]
-                image = np.pad(volume.normalization.apply(volume.image[inside.slices]), pad, mode="reflect")
-                x = torch.from_numpy(image)[None, None].to(self.device, memory_format=torch.channels_last_3d)
+                image = volume.seen(inside, pad)
+                x = torch.from_numpy(image)[None].to(self.device, memory_format=torch.channels_last_3d)
                 probability = torch.sigmoid(network(x)[0].float()).cpu().numpy()
                 part = box.relative_to(source.start).slices
                 out[(slice(None), *box.slices)] = quantized(probability[(slice(None), *part)])
@@ -134,8 +134,10 @@ class SemanticsModule(Learner):
         known = [(label, curve) for label, curve in zip(self.labels, self.curves, strict=True) if curve.known]
         f1 = {label: round(float(curve.f1[curve.best]), 4) for label, curve in known}
         normal = [volume.normalization for volume in self.windows.volumes]
+        further = cast(Training, self.schedule).channels
         return {
             "architecture": network.config.architecture,
+            **({"channels": 1 + len(further), "inputs": ("image", *further)} if further else {}),
             "labels": self.labels,
             "trained_normalization": mean_normalization(normal),
             "window": window,

@@ -18,7 +18,7 @@ from .truth import Annotated
 
 _PLACES = 100_000
 Item = tuple[Tensor, Tensor, Tensor]
-"""Image (1, z, y, x), truth and what of it is known, both (labels, z, y, x); all float32."""
+"""Image (channel, z, y, x), truth and what of it is known, both (labels, z, y, x); all float32."""
 
 
 class Numbered(Dataset[tuple[Tensor, ...]]):
@@ -95,7 +95,7 @@ class Windows(Numbered):
         bits = np.arange(self.labels, dtype=np.uint32)[:, None, None, None]
         planes = ((((b[None] >> bits) & 1).astype(np.float32)) for b in (positive & known, known))
         truth, mask = (torch.from_numpy(p) for p in planes)
-        return torch.from_numpy(np.ascontiguousarray(image))[None], truth, mask
+        return torch.from_numpy(np.ascontiguousarray(image)), truth, mask
 
     def _start(self, shape: Vector, places: "list[NDArray[np.int64]]", random: Generator) -> Vector:
         *rare, anywhere = places
@@ -112,17 +112,18 @@ class Windows(Numbered):
     ) -> tuple[NDArray[np.float32], NDArray[np.uint32], NDArray[np.uint32]]:
         settings = self._augmentation
         if settings is None:
-            image = volume.normalization.apply(volume.image[box.slices])
-            return image, volume.positive[box.slices], volume.known[box.slices]
+            return volume.seen(box), volume.positive[box.slices], volume.known[box.slices]
         source = box.grow(margin(settings, volume.voxel_size, self.window))
         inside = source.clip(Box.of(volume.shape))
         pad = [(a - b, d - c) for a, b, c, d in zip(inside.start, source.start, inside.stop, source.stop, strict=True)]
-        image = volume.normalization.apply(np.pad(volume.image[inside.slices], pad, mode="reflect"))
+        image = volume.seen(inside, pad)
         planes = [np.pad(plane[inside.slices], pad) for plane in (volume.positive, volume.known)]
         image, planes = deform(settings, volume.voxel_size, self.window, image, planes, random)
         if settings.permutations:
             image, planes = permute_window(volume.voxel_size, self.window, image, planes, random)
-        return expose(settings, np.ascontiguousarray(image), random), planes[0], planes[1]
+        # each channel has faults of its own
+        exposed = np.stack([expose(settings, np.ascontiguousarray(channel), random) for channel in image])
+        return exposed, planes[0], planes[1]
 
 
 def check_size(name: str, shape: Vector, window: Vector) -> None:

@@ -22,6 +22,8 @@ from .truth import Annotated, load
 
 _CONTEXT = (3, 32, 32)
 """Voxels of the image around a validation volume that the network may look at."""
+_STEM = "stem.convolution.weight"
+"""The weights that see the image, (feature, channel, z, y, x), in all our networks that label."""
 
 
 def prepare(settings: Training, origin: Bundle | None, bars: Progress) -> SemanticsModule:
@@ -45,7 +47,7 @@ def prepare(settings: Training, origin: Bundle | None, bars: Progress) -> Semant
         balance=settings.balance,
         augmentation=settings.augmentation,
     )
-    network = _network(config, labels, origin)
+    network = _network(config, labels, settings.channels, origin)
     rare = _positive_weights(volumes, labels, settings.positive_weight)
     rate = 3e-3 if origin is None else 1e-3
     return SemanticsModule(settings, network, labels, windows, validation, rare, voxel_size, rate)
@@ -58,16 +60,22 @@ def _architecture(settings: Training, origin: Bundle | None) -> tuple[tuple[str,
         voxel_size = settings.voxel_size or first
         made = CONFIGS[settings.network or "unet"]
         features = made.sizes[settings.size] if isinstance(settings.size, str) else settings.size
-        return labels, voxel_size, made.fitting(voxel_size, len(labels), features)
-    if not isinstance(origin.card.architecture, OwnArchitecture) or origin.card.channels != 1:
+        channels = 1 + len(settings.channels)
+        return labels, voxel_size, made.fitting(voxel_size, len(labels), features, channels)
+    if not isinstance(origin.card.architecture, OwnArchitecture):
         foreign = "" if isinstance(origin.card.architecture, GeneratorArchitecture) else "a model from elsewhere, "
         raise UsageError(
             f"{origin.folder}: {foreign}not a network of this program that labels; only these can be trained on"
         )
     if settings.network not in (None, kind := origin.card.architecture.kind):
         raise ConfigurationError(f"network: {settings.network}, but {origin.folder} is of kind {kind}; leave it out")
+    if missing := [name for name in origin.card.further if name not in settings.channels]:
+        raise ConfigurationError(
+            f"channels: {origin.folder} sees {missing[0]} beside the image; name it for all volumes, or train another"
+        )
     voxel_size = settings.voxel_size or origin.card.voxel_size
-    config = config_of(origin.card).model_copy(update={"labels": len(labels)})
+    sizes = {"labels": len(labels), "channels": 1 + len(settings.channels)}
+    config = config_of(origin.card).model_copy(update=sizes)
     return labels, voxel_size, config
 
 
@@ -99,7 +107,7 @@ def _loaded(
     return volumes
 
 
-def _network(config: NetworkConfig, labels: Sequence[str], origin: Bundle | None) -> Network:
+def _network(config: NetworkConfig, labels: Sequence[str], channels: Sequence[str], origin: Bundle | None) -> Network:
     network = network_of(config)
     with torch.no_grad():
         # rare labels start as rare
@@ -110,6 +118,12 @@ def _network(config: NetworkConfig, labels: Sequence[str], origin: Bundle | None
     fill(known, origin)
     state = network.state_dict()
     for name, tensor in known.state_dict().items():
+        if name == _STEM:
+            # channels that are new to it say nothing at first
+            state[name].zero_()
+            for k, channel in enumerate(("image", *origin.card.further)):
+                state[name][:, ("image", *channels).index(channel)] = tensor[:, k]
+            continue
         if not name.startswith("head."):
             state[name] = tensor
             continue

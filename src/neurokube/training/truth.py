@@ -29,7 +29,7 @@ _SLAB = 16
 
 @dataclass(frozen=True)
 class Annotated:
-    """An image and its truth, arrays (z, y, x) of one shape.
+    """An image and its truth, arrays (z, y, x) of one shape; `channels` are further images (channel, z, y, x).
 
     Bit k of `positive` says that a voxel has label k, bit k of `known` that somebody looked whether it has.
     """
@@ -42,6 +42,15 @@ class Annotated:
     voxel_size: Nanometres
     weight: float
     fingerprint: str | None = None
+    channels: NDArray[np.uint8] | None = None
+    normalizations: tuple[Normalization, ...] = ()
+    """Those of the further channels."""
+
+    def seen(self, box: Box, pad: Sequence[tuple[int, int]] = ((0, 0),) * 3) -> NDArray[np.float32]:
+        """Return what a network sees of a box, mirrored by `pad`: normalized grey values (channel, z, y, x)."""
+        found = [(self.normalization, self.image)]
+        found += zip(self.normalizations, () if self.channels is None else self.channels, strict=True)
+        return np.stack([n.apply(np.pad(values[box.slices], pad, mode="reflect")) for n, values in found])
 
     @property
     def shape(self) -> Vector:
@@ -95,25 +104,48 @@ def load(
     places = {
         name: _Placed(source, image, region, wider.start) for name, source in entry.truth.items() if name in labels
     }
+    channels = [_channel(name, path, image) for name, path in sorted(entry.channels.items())]
     place = scratch and Path(scratch) / f"neurokube-{_cache_key(entry, labels, voxel_size, image, wider)}"
     try:
-        arrays = _Arrays(resampling.new_shape, place or None)
+        arrays = _Arrays(resampling.new_shape, len(channels), place or None)
         if not arrays.ready:
+            images = [volume.crop(wider) for volume in (image, *channels)]
             for z in range(0, resampling.new_shape[0], _SLAB):
-                _fill(arrays, z, resampling, image.crop(wider), labels, places)
+                _fill(arrays, z, resampling, images, labels, places)
             arrays.finish()
     except OSError as error:
         raise surroundings(error, str(scratch)) or error from None
+    grey, positive, known, further = arrays.opened()
     loaded = Annotated(
         entry.image,
-        *arrays.opened(),
+        grey,
+        positive,
+        known,
         Normalization.of(image),
         cast(Nanometres, tuple(v * s for v, s in zip(image.spec.voxel_size, resampling.scale, strict=True))),
         entry.weight,
         image.fingerprint,
+        further,
+        tuple(Normalization.of(channel) for channel in channels),
     )
     _check_truth(loaded, labels, entry)
     return loaded
+
+
+def _channel(name: str, path: str, image: Volume) -> Volume:
+    """Open a further image of the same voxels."""
+    volume = open_volume(path)
+    spec, ours = volume.spec, image.spec
+    if not spec.is_grey:
+        raise DataError(
+            f"{path}: channel '{name}' must be an 8-bit image of one channel; import it with --to-8bit auto"
+        )
+    alike = spec.shape == ours.shape and np.allclose(spec.voxel_size, ours.voxel_size)
+    if not alike or (2 * np.abs(np.subtract(spec.offset, ours.offset)) >= ours.voxel_size).any():
+        raise DataError(
+            f"{path}: channel '{name}' has other voxels than {image.url}; bring it onto these by a resampling stage"
+        )
+    return volume
 
 
 def _widened(box: Box, sides: Sequence[int], inside: Box) -> Box:
@@ -130,15 +162,17 @@ def _fill(
     arrays: "_Arrays",
     z: int,
     resampling: Resampling,
-    image: Volume,
+    images: Sequence[Volume],
     labels: Sequence[str],
     places: "dict[str, _Placed]",
 ) -> None:
     shape = resampling.new_shape
     box = Box((z, 0, 0), (min(z + _SLAB, shape[0]), shape[1], shape[2]))
     source = resampling.needed(box)
-    grey = resampling.linear(image.read(source).astype(np.float32), box)
-    arrays.image[box.slices] = np.clip(np.rint(grey), 0, 255)
+    further = () if arrays.channels is None else arrays.channels
+    for array, volume in zip((arrays.image, *further), images, strict=True):
+        grey = resampling.linear(volume.read(source).astype(np.float32), box)
+        array[box.slices] = np.clip(np.rint(grey), 0, 255)
     for k, label in enumerate(labels):
         if label not in places:
             continue
@@ -263,7 +297,8 @@ def _check_truth(loaded: Annotated, labels: Sequence[str], entry: AnnotatedVolum
 
 
 def _cache_key(entry: AnnotatedVolume, labels: Sequence[str], voxel_size: Nanometres, image: Volume, box: Box) -> str:
-    prints = {source.path: _digest(open_volume(source.path)) for source in entry.truth.values()}
+    paths = [*(source.path for source in entry.truth.values()), *entry.channels.values()]
+    prints = {path: _digest(open_volume(path)) for path in paths}
     digest = image.fingerprint or _digest(image.crop(box))
     content = [entry.model_dump(mode="json"), list(labels), list(voxel_size), digest, prints, str(box)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -283,7 +318,7 @@ def _digest(volume: Volume) -> str:
 class _Arrays:
     """Image and truth, in memory or as files that a later start finds ready."""
 
-    def __init__(self, shape: Vector, place: Path | None) -> None:
+    def __init__(self, shape: Vector, channels: int, place: Path | None) -> None:
         self._place = place
         self.ready = place is not None and place.exists()
         if self.ready:
@@ -294,10 +329,11 @@ class _Arrays:
             # a folder of our own: another training may be reading the same volumes
             self._part = Path(mkdtemp(prefix=f".{place.name}-", dir=place.parent))
         self.image = self._make("image", shape, "uint8")
+        self.channels = self._make("channels", (channels, *shape), "uint8") if channels else None
         self.positive = self._make("positive", shape, "uint32")
         self.known = self._make("known", shape, "uint32")
 
-    def _make(self, name: str, shape: Vector, dtype: str) -> NDArray[Any]:
+    def _make(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         if self._part is None:
             return np.zeros(shape, dtype)
         path = self._part / f"{name}.npy"
@@ -311,8 +347,9 @@ class _Arrays:
     def finish(self) -> None:
         if self._part is None or self._place is None:
             return
-        for array in (self.image, self.positive, self.known):
-            cast(np.memmap, array).flush()
+        for array in (self.image, self.positive, self.known, self.channels):
+            if array is not None:
+                cast(np.memmap, array).flush()
         try:
             self._part.rename(self._place)
         except OSError:
@@ -321,13 +358,12 @@ class _Arrays:
             # another training was faster; what it wrote is the same
             rmtree(self._part)
 
-    def opened(self) -> tuple[NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint32]]:
+    def opened(self) -> tuple[NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint8] | None]:
         if self._place is None:
-            return self.image, self.positive, self.known
-        image, positive, known = (
-            np.load(self._place / f"{name}.npy", mmap_mode="r") for name in ("image", "positive", "known")
-        )
-        return image, positive, known
+            return self.image, self.positive, self.known, self.channels
+        paths = [self._place / f"{name}.npy" for name in ("image", "positive", "known", "channels")]
+        image, positive, known, *channels = (np.load(path, mmap_mode="r") for path in paths if path.exists())
+        return image, positive, known, channels[0] if channels else None
 
 
 def described(volumes: Sequence[Annotated], labels: Sequence[str]) -> list[dict[str, Any]]:

@@ -33,18 +33,20 @@ def layers_of(url: str) -> list[Layer]:
     run = Run.open(url)
     layers: dict[str, Layer] = {}
     for planned in run.plan.stages:
-        for source in planned.sources.values():
+        for role, source in planned.sources.items():
             if source.kind == "volume":
                 output = source.volume
-                kind: LayerKind = "segmentation" if output.spec.kind == "labels" else "image"
-                layers[source.name] = Layer(source.name, source.urls[output.name], kind)
+                image: LayerKind = "fluorescence" if role in planned.stage.transformed else "image"
+                kind: LayerKind = "segmentation" if output.spec.kind == "labels" else image
+                layers[source.name] = Layer(source.name, source.urls[output.name], kind, affine=source.affine)
         for name, found in planned.own.outputs.items():
             if isinstance(found, VolumeOutput) and _is_begun(run, planned.name):
                 label = planned.name if name == planned.stage.kind else f"{planned.name}.{name}"
                 layers[label] = Layer(label, planned.own.urls[name], _kind(planned.stage.kind, found), _visible(name))
     if not layers:
         raise DataError(f"{url}: nothing to show yet; run it first with 'neurokube run'")
-    return list(layers.values())
+    # what is added to the others is drawn last
+    return sorted(layers.values(), key=lambda layer: layer.kind == "fluorescence")
 
 
 def _is_begun(run: Run, stage: str) -> bool:
@@ -56,6 +58,8 @@ def _is_begun(run: Run, stage: str) -> bool:
 def _kind(stage: str, output: VolumeOutput) -> LayerKind:
     if output.spec.kind == "labels":
         return "segmentation"
+    if stage == "resampling":
+        return "fluorescence"
     return "probability" if stage in ("boundaries", "semantics", "fusion") else "image"
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -12,12 +12,20 @@ from ..errors import UsageError
 from ..volumes import Volume, VolumeSpec, open_volume
 from ..volumes.volume import Nanometres
 
-LayerKind = Literal["image", "probability", "segmentation"]
+if TYPE_CHECKING:
+    from ..volumes.affine import Row
+
+LayerKind = Literal["image", "fluorescence", "probability", "segmentation"]
 
 _GRAY_SHADER = "#uicontrol invlerp normalized\nvoid main() { emitGrayscale(normalized()); }\n"
 _PROBABILITY_SHADER = """#uicontrol invlerp normalized
 #uicontrol vec3 colour color(default="#ff8000")
 void main() { emitRGBA(vec4(colour, normalized())); }
+"""
+# light on dark: it is added to what is below
+_FLUORESCENCE_SHADER = """#uicontrol invlerp normalized
+#uicontrol vec3 colour color(default="#00ff00")
+void main() { emitRGB(colour * normalized()); }
 """
 _PANEL = 360
 """Pixels that the longest side of what is shown takes on the screen, a little less than a panel has."""
@@ -27,12 +35,16 @@ _SAMPLE = 128
 
 @dataclass(frozen=True)
 class Layer:
-    """A volume to show: its name in the viewer, its path or URL, how it is drawn, whether at once."""
+    """A volume to show: its name in the viewer, its path or URL, how it is drawn, whether at once.
+
+    `affine` is the matrix (3, 4) from its nanometres (z, y, x) to those of the other layers, where they differ.
+    """
 
     name: str
     url: str
     kind: LayerKind
     visible: bool = True
+    affine: "tuple[Row, ...] | None" = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,8 @@ def viewer_state(layers: Sequence[Layer], address: str) -> dict[str, Any]:
     if len({layer.name for layer in layers}) < len(layers):
         raise UsageError(f"two layers have one name among {[layer.name for layer in layers]}: rename one")
     volumes = [open_volume(layer.url) for layer in layers]
-    shown = [v for v, layer in zip(volumes, layers, strict=True) if layer.visible] or volumes
+    here = [(v, layer) for v, layer in zip(volumes, layers, strict=True) if layer.affine is None]
+    shown = [v for v, layer in here if layer.visible] or [v for v, _ in here] or volumes
     focus = min((v.spec for v in shown), key=lambda spec: float(np.prod(_extent(spec))))
     finest, longest = min(focus.voxel_size), max(_extent(focus))
     scale = min(longest / _PANEL, *(_coarsest_pixel(v) for v in shown))
@@ -125,10 +138,30 @@ def _driver(volume: Volume) -> str:
     return "zarr2" if volume.format == "zarr" else volume.format
 
 
+def _transform(volume: Volume, affine: "tuple[Row, ...]") -> dict[str, Any]:
+    """Return what Neuroglancer calls the transform of a source: rows and columns are in the order of its axes.
+
+    The linear part is one of lengths whatever the units; the translation is in those of the dimensions that come out.
+    """
+    zarr = volume.format.startswith("zarr")
+    axes, rows = ("zyx", np.array(affine)) if zarr else ("xyz", np.array(affine)[::-1, [2, 1, 0, 3]])
+    dimensions = {axis: [1e-9, "m"] for axis in axes}
+    if volume.spec.channels:
+        # the axis of channels stays as it is, where the format has it
+        at, name = (0, "c'") if zarr else (3, "c^")
+        rows = np.insert(np.insert(rows, at, 0, 1), at, 0, 0)
+        rows[at, at] = 1
+        entries = [*dimensions.items()]
+        entries.insert(at, (name, [1, ""]))
+        dimensions = dict(entries)
+    return {"matrix": rows.tolist(), "outputDimensions": dimensions}
+
+
 def _layer_state(layer: Layer, volume: Volume, address: str) -> dict[str, Any]:
+    url = f"{address}/data/{quote(layer.name, safe='')}/|{_driver(volume)}:"
     state: dict[str, Any] = {
         "name": layer.name,
-        "source": f"{address}/data/{quote(layer.name, safe='')}/|{_driver(volume)}:",
+        "source": url if layer.affine is None else {"url": url, "transform": _transform(volume, layer.affine)},
         "visible": layer.visible,
     }
     if volume.spec.channels:
@@ -143,7 +176,10 @@ def _layer_state(layer: Layer, volume: Volume, address: str) -> dict[str, Any]:
         }
     if layer.kind == "probability":
         return state | {"type": "image", "shader": _PROBABILITY_SHADER, "opacity": 0.7, "blend": "default"}
-    state |= {"type": "image", "shader": _GRAY_SHADER, "opacity": 1.0}
+    if layer.kind == "fluorescence":
+        state |= {"type": "image", "shader": _FLUORESCENCE_SHADER, "opacity": 1.0, "blend": "additive"}
+    else:
+        state |= {"type": "image", "shader": _GRAY_SHADER, "opacity": 1.0}
     if limits := contrast(volume):
         state["shaderControls"] = {"normalized": {"range": list(limits)}}
     return state

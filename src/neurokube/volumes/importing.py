@@ -67,12 +67,14 @@ def import_volume(
     overwrite: bool = False,
     offset: Nanometres | None = None,
     allow_gaps: bool = False,
+    channel: int | None = None,
     quiet: bool = False,
     workers: int = 2,
 ) -> ImportReport:
     """Import an image stack (see `open_source`) as a multiscale volume, and check what was written.
 
-    `voxel_size` and `offset` are (z, y, x) in nm; what the source says itself may be left out.
+    `voxel_size` and `offset` are (z, y, x) in nm; what the source says itself may be left out.  Of a TIFF with several
+    channels one is imported.
     Images are stored as uint8: `to_8bit` gives the range of values that becomes 0 to 255, "auto" takes the
     0.1 and 99.9 percentiles of a sample of sections.  Labels are stored as uint64, uint8 masks as uint8.
 
@@ -85,7 +87,7 @@ def import_volume(
         TryAgainError: where the disk is full or cannot be written.
     """
     began = time.monotonic()
-    with open_source(source, dataset, allow_gaps=allow_gaps) as stack:
+    with open_source(source, dataset, allow_gaps=allow_gaps, channel=channel) as stack:
         size = _voxel_size(stack, voxel_size)
         gray_range = _gray_range(stack, kind, to_8bit)
         place = offset or stack.offset or (0.0, 0.0, 0.0)
@@ -144,11 +146,16 @@ def _gray_range(stack: Source, kind: Kind, asked: Range | Literal["auto"] | None
 
 def _percentiles(stack: Source) -> Range:
     """Return the 0.1 and 99.9 percentiles of at most 16 sections; the same for the same source."""
+    return percentiles(stack.shape[0], lambda z: _finite(stack, stack.read(z, z + 1), z))
+
+
+def percentiles(sections: int, read: Callable[[int], NDArray[Any]]) -> Range:
+    """Return the 0.1 and 99.9 percentiles of at most 16 sections; `read` returns one by its number, (1, y, x)."""
     samples = []
-    for z in np.unique(np.linspace(0, stack.shape[0] - 1, 16).round().astype(int)):
-        section = stack.read(int(z), int(z) + 1)
+    for z in np.unique(np.linspace(0, sections - 1, 16).round().astype(int)):
+        section = read(int(z))
         step = max(1, round((section.size / 1e6) ** 0.5))
-        samples.append(_finite(stack, section[:, ::step, ::step], int(z)).ravel())
+        samples.append(section[:, ::step, ::step].ravel())
     low, high = (float(v) for v in np.percentile(np.concatenate(samples), (0.1, 99.9)))
     return (low, high) if high > low else (low, low + 1)
 

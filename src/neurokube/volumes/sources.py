@@ -46,16 +46,18 @@ _READERS: dict[str, Callable[[Path], Source]] = {
 """What reads a file of one stack, by the end of its name."""
 
 
-def open_source(path: str, dataset: str | None = None, *, allow_gaps: bool = False) -> Source:
+def open_source(
+    path: str, dataset: str | None = None, *, allow_gaps: bool = False, channel: int | None = None
+) -> Source:
     """Open a stack of sections for reading.
 
     `dataset` names the dataset of an HDF5 file, as does `file.h5:path/to/dataset`; it may be left out where
     the file holds a single one of three axes.  Slices of a folder are taken in the order of their numbers,
-    which may leave out some only with `allow_gaps`.
+    which may leave out some only with `allow_gaps`.  `channel` is the one to read of a TIFF that has several.
 
     Raises:
         DataError: where the input is missing, damaged, or cannot be a stack of gray sections.
-        UsageError: where `dataset` is given for something other than HDF5.
+        UsageError: where `dataset` is given for something other than HDF5, or `channel` for other than TIFF.
     """
     if not Path(path).exists() and (match := re.fullmatch(rf"(.+(?:{'|'.join(hdf5.SUFFIXES)})):(.+)", path)):
         if dataset is not None:
@@ -67,11 +69,13 @@ def open_source(path: str, dataset: str | None = None, *, allow_gaps: bool = Fal
     suffix = _suffix(file)
     if dataset is not None and suffix not in hdf5.SUFFIXES:
         raise UsageError(f"{path}: --dataset {dataset} is for HDF5 files only; leave it out")
+    if channel is not None and (suffix not in _TIFF or file.is_dir()):
+        raise UsageError(f"{path}: --channel {channel} is for a TIFF file of several channels only; leave it out")
     with blaming(path):
         if file.is_dir():
             return _open_folder(file, allow_gaps)
         if suffix in _TIFF:
-            return _open_tiff(file)
+            return _open_tiff(file, channel)
         if suffix in hdf5.SUFFIXES:
             return hdf5.open_hdf5(file, dataset)
         if suffix in _READERS:
@@ -302,21 +306,39 @@ def _for_pillow(page: Any) -> bool:
     return not callable(decoder) or page.photometric == _tifffile().PHOTOMETRIC.PALETTE
 
 
-def _open_tiff(file: Path) -> Source:
+def _open_tiff(file: Path, channel: int | None) -> Source:
     tif = _tifffile().TiffFile(file)
     try:
-        return _stack_of_pages(file, tif)
+        return _stack_of_pages(file, tif, channel)
     except BaseException:
         tif.close()
         raise
 
 
-def _page_shape(file: Path, tif: Any) -> Vector:
-    """Return the shape (z, y, x) of all pages; one that differs from the first is refused."""
+def _of_channel(file: Path, first: Any, channel: int | None) -> list[int] | None:
+    """Return the numbers of the pages of a channel, in the order of z; None where there are no channels."""
+    if "C" not in first.axes:
+        if channel:
+            raise UsageError(f"{file}: --channel {channel}, but it has one channel; leave it out")
+        return None
+    axis = first.axes.index("C")
+    count = first.shape[axis]
+    if channel is None:
+        raise DataError(f"{file}: has {count} channels; choose one with --channel 0 (to {count - 1}), or {GRAY}")
+    if channel >= count:
+        raise UsageError(f"{file}: --channel {channel}, but it has {count}, counted from 0; choose one of these")
+    lead = first.shape[:-2]
+    numbers = np.arange(prod(lead)).reshape(lead).take(channel, axis)
+    if sum(n > 1 for n in numbers.shape) > 1:
+        raise DataError(f"{file}: has axes {first.axes} ({by(first.shape)}); save one point of time")
+    return [int(number) for number in numbers.ravel()]
+
+
+def _page_shape(file: Path, tif: Any, numbers: list[int] | None) -> Vector:
+    """Return the shape (z, y, x) of all pages, or of those of a channel; one that differs from the first is refused."""
     first = tif.series[0]
-    _check_page(file, first.keyframe, tif.filehandle.size)
-    if "C" in first.axes:
-        raise DataError(f"{file}: has {first.shape[first.axes.index('C')]} channels; {GRAY}")
+    if numbers is not None:
+        return three_axes(file, (len(numbers), *first.keyframe.shape))
     if len(first.shape) > 2:
         three_axes(file, first.shape)
     depth = 0
@@ -331,13 +353,15 @@ def _page_shape(file: Path, tif: Any) -> Vector:
     return three_axes(file, (depth, *first.keyframe.shape))
 
 
-def _stack_of_pages(file: Path, tif: Any) -> Source:
+def _stack_of_pages(file: Path, tif: Any, channel: int | None) -> Source:
     first, size = tif.series[0], tif.filehandle.size
-    shape = _page_shape(file, tif)
+    _check_page(file, first.keyframe, size)
+    own = _of_channel(file, first, channel)
+    shape = _page_shape(file, tif, own)
     whole = partial(
         Source,
         path=str(file),
-        description=f"TIFF of {shape[0]} pages",
+        description=f"TIFF of {shape[0]} pages" + f", channel {channel}" * (own is not None),
         shape=shape,
         dtype=first.dtype.newbyteorder("="),
         voxel_size=_tiff_size(tif),
@@ -345,10 +369,13 @@ def _stack_of_pages(file: Path, tif: Any) -> Source:
     )
     if first.dataoffset is not None and len(tif.series) == 1:
         # uncompressed and in one piece, as Fiji writes it, with or without a page for each section
-        data = np.memmap(file, first.dtype.newbyteorder(tif.byteorder), "r", first.dataoffset, shape)
+        whole_shape = shape if own is None else (prod(first.shape[:-2]), *shape[1:])
+        data = np.memmap(file, first.dtype.newbyteorder(tif.byteorder), "r", first.dataoffset, whole_shape)
         tif.close()
-        return whole(sections=lambda a, b: data[a:b], batch=16)
+        return whole(sections=lambda a, b: data[a:b] if own is None else data[own[a:b]], batch=16)
     pages = [page for series in tif.series for page in series.pages]
+    if own is not None:
+        pages = [pages[number] for number in own]
     for page in pages:
         _check_whole(file, page, size)
     by_pillow = _for_pillow(first.keyframe)
@@ -356,7 +383,10 @@ def _stack_of_pages(file: Path, tif: Any) -> Source:
 
     def sections(start: int, stop: int) -> NDArray[Any]:
         numbers = range(start, stop)
-        return np.stack([_decode_pillow(file, n) if by_pillow else pages[n].asarray() for n in numbers])
+        index = numbers if own is None else own[start:stop]
+        if by_pillow:
+            return np.stack([_decode_pillow(file, n) for n in index])
+        return np.stack([pages[n].asarray() for n in numbers])
 
     return whole(sections=sections, close=tif.close)
 

@@ -435,7 +435,9 @@ def _metadata(where: str, ome: Mapping[str, Any], ours: Mapping[str, Any]) -> _M
         _check_axes(where, axes, units)
         # what stands for all resolutions comes after a resolution's own
         after = scales.get("coordinateTransformations") or []
-        placed = [_placed([*dataset["coordinateTransformations"], *after], len(axes)) for dataset in scales["datasets"]]
+        placed = [
+            _placed(where, [*dataset["coordinateTransformations"], *after], len(axes)) for dataset in scales["datasets"]
+        ]
         sizes = tuple(_nanometres(scale, units) for scale, _ in placed)
         offset = _nanometres(placed[0][1], units)
         paths = [str(dataset["path"]) for dataset in scales["datasets"]]
@@ -452,19 +454,31 @@ def _nanometres(values: Sequence[float], units: Sequence[str]) -> Nanometres:
     return z, y, x
 
 
-def _placed(transformations: Sequence[Any], axes: int) -> tuple[list[float], list[float]]:
+def _placed(where: str, transformations: Sequence[Any], axes: int) -> tuple[list[float], list[float]]:
     """Return the scale and the translation, for each axis, that transformations come to one after another."""
     scale, translation = [1.0] * axes, [0.0] * axes
     for entry in transformations:
-        by = [float(value) for value in entry[entry["type"]]]
-        if entry["type"] == "scale":
-            scale = [s * b for s, b in zip(scale, by, strict=True)]
-            translation = [t * b for t, b in zip(translation, by, strict=True)]
-        elif entry["type"] == "translation":
-            translation = [t + b for t, b in zip(translation, by, strict=True)]
-        else:
-            raise ValueError(f"unknown transformation '{entry['type']}'")
+        for kind, by in _parts(where, entry):
+            scale = [s * b for s, b in zip(scale, by, strict=True)] if kind == "scale" else scale
+            translation = [t * b if kind == "scale" else t + b for t, b in zip(translation, by, strict=True)]
     return scale, translation
+
+
+def _parts(where: str, entry: Mapping[str, Any]) -> list[tuple[str, list[float]]]:
+    """Return a transformation as scales and translations, one after another; an affine can be one of both."""
+    kind = entry["type"]
+    if kind in ("scale", "translation"):
+        return [(kind, [float(value) for value in entry[kind]])]
+    if kind != "affine":
+        raise ValueError(f"unknown transformation '{kind}'")
+    rows = np.array(entry["affine"], float)
+    linear = rows[:, :-1]
+    if not np.array_equal(linear, np.diag(np.diag(linear))):
+        raise DataError(
+            f"{where}: its affine turns or shears the volume; take it out there, and write it as 'affine' of the "
+            "workflow's input"
+        )
+    return [("scale", np.diag(linear).tolist()), ("translation", rows[:, -1].tolist())]
 
 
 def _check_axes(where: str, axes: Sequence[str], units: Sequence[str]) -> None:

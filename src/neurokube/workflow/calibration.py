@@ -133,12 +133,14 @@ def calibrate(run: Run, engine: Callable[[], Engine], *, places: int | None = No
 
 
 def _shape(plan: Plan) -> Vector:
-    """Return the voxels of what the run is about: of its first input, or of what its first stage makes."""
-    for planned in plan.stages:
-        for source in planned.sources.values():
-            if source.kind == "volume":
-                return source.spec.shape
-    return plan.stages[0].own.spec.shape
+    """Return the voxels of what the run is about: of its first input, or of what its first stage makes.
+
+    What lies by an affine is not what places are cut out of.
+    """
+    read = {s.name: s for planned in plan.stages for s in planned.sources.values() if s.kind == "volume"}
+    names = (name for name, entry in plan.workflow.inputs.items() if entry.affine is None and name in read)
+    first = next((read[name] for name in names), plan.stages[0].own)
+    return first.spec.shape
 
 
 def sample_shape(plan: Plan, shape: Vector) -> Vector:

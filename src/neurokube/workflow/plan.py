@@ -6,16 +6,19 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..blocks import Blocks, Box
 from ..errors import ConfigurationError, DataError, UsageError
 from ..stages import Data, Output, Source, Stage, Step, VolumeOutput
 from ..stages.base import outputs_of
 from ..versions import version
-from ..volumes import Store, Volume, join, layout, open_volume
+from ..volumes import Store, Volume, VolumeSpec, join, layout, open_volume
+from ..volumes.affine import HERE, apart, between, extent
 from .spec import Workflow
 
 
@@ -159,10 +162,7 @@ def make_plan(
         DataError: where an input cannot be read, or the region is not inside it.
     """
     numerics = numerics or numerics_class()
-    sources: dict[str, tuple[Source, str]] = {}
-    for name, entry in workflow.inputs.items():
-        volume = open_volume(entry.path)
-        sources[name] = (_input_source(name, volume, region), input_key(volume, region))
+    sources = _inputs(workflow, region)
     _check_region(workflow, region)
     planned: list[PlannedStage] = []
     stages = workflow.followed().stages
@@ -171,6 +171,7 @@ def make_plan(
         references = {role: _resolve(name, role, text, sources) for role, text in stage.references().items()}
         inputs = {role: source for role, (source, _) in references.items()}
         try:
+            _check_affines(stage, inputs)
             was = (before or {}).get(name)
             if settled is not None:
                 stage = settled[name]
@@ -200,6 +201,53 @@ def make_plan(
         sources[name] = (own, digest({"key": key, "edits": edits}) if edits else key)
         planned.append(PlannedStage(name, stage, url, key, inputs, own, steps, reads, edits))
     return Plan(tuple(planned), workflow)
+
+
+def _inputs(workflow: Workflow, region: Box | None) -> dict[str, tuple[Source, str]]:
+    """Return the inputs and their keys by name.
+
+    The region is one of the first that lies without an affine; what has an affine, or another voxel size, is whole.
+    """
+    sources = {}
+    affines: dict[str, tuple[VolumeSpec, NDArray[np.float64]]] = {}
+    first: VolumeSpec | None = None
+    for name, entry in workflow.inputs.items():
+        volume = open_volume(entry.path)
+        affine = None if entry.affine is None else entry.affine.loaded(Path()).matrix
+        if first is None and affine is None:
+            first = volume.spec
+        own = region if affine is None and first is not None and _alike(volume.spec, first) else None
+        source, key = _input_source(name, volume, own), input_key(volume, own)
+        if affine is not None:
+            affines[name] = volume.spec, np.array(affine)
+            source, key = replace(source, affine=affine), digest({"volume": key, "affine": affine})
+        sources[name] = (source, key)
+    for name, (spec, matrix) in affines.items():
+        if first is not None and apart(between(matrix, spec, first), spec, first):
+            raise ConfigurationError(
+                f"inputs.{name}.affine: leads it to {_span(matrix, spec)} nm (z, y, x), away from the first input "
+                f"({_span(HERE, first)} nm); check its axes, unit and direction (inverse: true)"
+            )
+    return sources
+
+
+def _span(affine: NDArray[np.float64], spec: VolumeSpec) -> str:
+    low, high = extent(affine, spec)
+    return ", ".join(f"{a:.0f} to {b:.0f}" for a, b in zip(low, high, strict=True))
+
+
+def _alike(spec: VolumeSpec, other: VolumeSpec) -> bool:
+    return np.allclose(spec.voxel_size, other.voxel_size, rtol=1e-3, atol=0)
+
+
+def _check_affines(stage: Stage, inputs: Mapping[str, Source]) -> None:
+    """Check that what lies by an affine is read only where that is heeded."""
+    for role, source in inputs.items():
+        if source.affine is not None and role not in stage.transformed:
+            raise ConfigurationError(
+                f"{role}: '{source.name}' has an affine and voxels of its own; read it through a stage of kind "
+                f"resampling, as  aligned: {{stage: resampling, volume: {source.name}}}"
+            )
 
 
 def _check_region(workflow: Workflow, region: Box | None) -> None:

@@ -365,7 +365,11 @@ def _described_inputs(plan: Plan) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
-        source.name: {"url": source.urls[source.name], **asdict(source.volume.spec)}
+        source.name: {
+            "url": source.urls[source.name],
+            **asdict(source.volume.spec),
+            **({} if source.affine is None else {"affine": source.affine}),
+        }
         for planned in plan.stages
         for source in planned.sources.values()
         if source.kind == "volume"

@@ -21,6 +21,7 @@ from pydantic import WrapValidator as Wrap
 from ..errors import ConfigurationError
 from ..stages import STAGES, Stage
 from ..stages.base import Extent
+from ..volumes.affine import Affine
 from ..volumes.store import join, placed
 
 _A_MAPPING = "must be a mapping, lines of 'name: value'"
@@ -55,6 +56,16 @@ class InputVolume(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str = Field(description="folder or URL of an OME-NGFF volume; relative to the workflow file")
+    affine: Affine | None = Field(None, description="from its nanometres to the workspace's: a file, or a matrix")
+
+    def placed(self, folder: Path) -> Self:
+        """Return the same with its path, which counts from `folder`, as it is from anywhere, and its affine read.
+
+        Raises:
+            ConfigurationError: where the affine cannot be.
+        """
+        affine = None if self.affine is None else self.affine.loaded(folder)
+        return self.model_copy(update={"path": placed(self.path, folder), "affine": affine})
 
 
 class Failures(BaseModel):
@@ -181,7 +192,12 @@ def parse_workflow(document: Any, *, where: str = "workflow", folder: Path | Non
         raise ConfigurationError(f"{where}: {error}") from None
     if folder is None:
         return workflow
-    inputs = {name: InputVolume(path=placed(volume.path, folder)) for name, volume in workflow.inputs.items()}
+    inputs = {}
+    for name, volume in workflow.inputs.items():
+        try:
+            inputs[name] = volume.placed(folder)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{where}: inputs.{name}.affine: {error}") from None
     stages = {name: stage.placed(folder) for name, stage in workflow.stages.items()}
     stores = {name: placed(store, folder) for name, store in workflow.stores.items()}
     workspace = placed(workflow.workspace, folder)

@@ -38,6 +38,9 @@ def anywhere(text: str, workflow: Workflow) -> dict[Path, Any]:
     for name, volume in workflow.inputs.items():
         if volume.path != written.inputs[name].path:
             changes["inputs", name, "path"] = volume.path
+        if volume.affine != written.inputs[name].affine:
+            told = volume.model_dump(mode="json", include={"affine"})
+            changes["inputs", name, "affine"] = told["affine"]
     for name, stage in workflow.stages.items():
         for field in type(stage).model_fields:
             if (value := getattr(stage, field)) != getattr(written.stages[name], field):

@@ -18,7 +18,7 @@ from ...training.truth import described
 from ...volumes import open_volume
 from ..curves import LEVELS, Curve, mean_f1
 from .page import write_page
-from .prediction import check_images, predict_volume
+from .prediction import channels_of, check_images, predict_volume
 from .report import ModelScores, ModelsReport, Origin, Score, write_numbers
 from .sections import Section, section_of
 from .truth import TruthFile, load_truth, loaded, region_of
@@ -142,8 +142,8 @@ def _contenders(bundles: Mapping[str, Bundle], labels: Sequence[str], truth: str
 
 def _fitting(contenders: Sequence[_Model], file: TruthFile, permutations: int) -> list[str]:
     """Check that each model can predict each volume; return what a person should know about it."""
-    images = [entry.image for entry in (*file.test, *file.validation)]
-    found = [check_images(model.name, model.bundle, model.labels, images, permutations) for model in contenders]
+    entries = [*file.test, *file.validation]
+    found = [check_images(model.name, model.bundle, model.labels, entries, permutations) for model in contenders]
     return [remark for remarks in found for remark in remarks]
 
 
@@ -171,6 +171,7 @@ def _count(
                 region_of(entry),
                 labels=model.labels,
                 permutations=permutations,
+                channels=channels_of(model.bundle, entry),
                 advance=lambda n: bars.advance(bar, n),
             )
             model.seconds += time.monotonic() - started

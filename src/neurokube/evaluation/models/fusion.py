@@ -25,7 +25,7 @@ from ...training.config import AnnotatedVolume
 from ...volumes import open_volume
 from ..curves import Curve
 from .evaluate import lasting_name
-from .prediction import check_images, predict_volume
+from .prediction import channels_of, check_images, predict_volume
 from .truth import TruthFile, load_truth, loaded, region_of
 
 MOST = 8
@@ -239,11 +239,11 @@ def fit_fusion(
             f"{truth}: no volume under 'validation:' has the truth of '{label}'; weights are fitted there, so name one"
         )
     models = _by_model(found)
-    images = [entry.image for role in entries.values() for entry in role]
+    every = [entry for role in entries.values() for entry in role]
     remarks: list[str] = []
     for bundle, labels in models:
-        remarks += check_images(bundle.card.name, bundle, labels, images, permutations)
-    for entry in (entry for role in entries.values() for entry in role):
+        remarks += check_images(bundle.card.name, bundle, labels, every, permutations)
+    for entry in every:
         # what is wrong with one is said before hours of prediction
         loaded(entry, (label,))
     with progress(quiet=quiet) as bars:
@@ -318,6 +318,7 @@ def _count(
                 region_of(entry),
                 labels=labels,
                 permutations=permutations,
+                channels=channels_of(bundle, entry),
                 advance=lambda n: bars.advance(bar, n),
             )
             predicted |= {(bundle.folder, name): values for name, values in zip(labels, maps, strict=True)}

@@ -79,7 +79,7 @@ def _ome(folder: Path) -> _Ome | None:
     positions = [axes.index(name) for name in spatial]
     transformations = [*finest.get("coordinateTransformations", ())]
     transformations += scales[0].get("coordinateTransformations") or []
-    scale, translation = _placed(transformations, len(axes))
+    scale, translation = _placed(str(folder), transformations, len(axes))
     if len(spatial) < 3 or (all(scale[k] == 1 for k in positions) and not any(units.get(name) for name in spatial)):
         return _Ome(finest["path"], positions, None, None)
     nm = [NANOMETRES[units.get(name) or "nanometer"] for name in spatial]
