@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from neurokube.blocks import Box, Vector
 from neurokube.viewer import Layer, serve, viewer_state
 from neurokube.volumes import Volume, VolumeSpec, create, pyramid_factors
+from neurokube.volumes.exporting import export_volume
 
 pytestmark = [
     pytest.mark.skipif(find_spec("neuroglancer") is None, reason="needs the extra 'view'"),
@@ -175,3 +176,31 @@ def test_a_large_volume_is_drawn_from_a_coarse_resolution_in_place(tmp_path: Pat
             drawn.add((int(inside[0]), int(outside[0])))
     grays = [tuple(round(gray_value(v + step * n, state)) for v in (160, 60)) for n in range(coarse + 1)]
     assert drawn <= set(grays[1:]), "every pixel comes from a coarse level"
+
+
+def test_zarr_n5_and_precomputed_show_the_same_picture(tmp_path: Path) -> None:
+    spec = VolumeSpec((32, 128, 128), "uint8", (40.0, 8.0, 8.0), offset=(160.0, 64.0, 128.0))
+    z, y, x = np.ogrid[:32, :128, :128]
+    image = (120 + 50 * np.sin(z / 3 + y / 9) + 50 * np.cos(x / 7 - y / 21)).astype(np.uint8)
+    labels = ((z // 8) * 100 + (y // 20) * 10 + x // 30 + 1).astype(np.uint64) * np.uint64(2**40 + 1)
+    labels[:, 50:70] = 0
+    label_spec = VolumeSpec(spec.shape, "uint64", spec.voxel_size, spec.offset, kind="labels")
+    fill(tmp_path / "image", spec, image)
+    fill(tmp_path / "labels", label_spec, labels)
+    pictures = {}
+    for format in ("ome-zarr", "n5", "precomputed"):
+        for name in ("image", "labels"):
+            export_volume(str(tmp_path / name), str(tmp_path / format / name), format=format, quiet=True)
+        layers = [
+            Layer("image", str(tmp_path / format / "image"), "image"),
+            Layer("labels", str(tmp_path / format / "labels"), "segmentation"),
+        ]
+        (profile := tmp_path / format / "profile").mkdir()
+        with serve(layers) as server:
+            report, pictures[format] = look(server.url, READY, REPORT, profile=profile)
+        assert report["errors"] == [] and len(report["panels"]) == 3
+    first = pictures.pop("ome-zarr").astype(int)
+    assert len(np.unique(first.reshape(-1, 3), axis=0)) > 500, "something is drawn"
+    for format, picture in pictures.items():
+        different = np.abs(first - picture).max(2) > 3
+        assert different.mean() < 1e-3, f"{format}: {different.sum()} pixels differ"

@@ -125,10 +125,26 @@ def _driver(volume: Volume) -> str:
     return "zarr2" if volume.format == "zarr" else volume.format
 
 
+def _source(layer: Layer, volume: Volume, address: str) -> str | dict[str, Any]:
+    """Return where a layer's data is and, where Neuroglancer would draw it elsewhere than volumes of ours, its shift.
+
+    Of N5 it knows no offset, and of N5 and precomputed it takes the corner of the first voxel for its place, of
+    OME-Zarr, as we of all, the centre.
+    """
+    url = f"{address}/data/{quote(layer.name, safe='')}/|{_driver(volume)}:"
+    if volume.format not in ("n5", "neuroglancer-precomputed") or volume.spec.channels:
+        return url
+    offset = np.divide(volume.spec.offset, volume.spec.voxel_size) if volume.format == "n5" else np.zeros(3)
+    shifts = (offset[::-1] - 0.5).tolist()
+    matrix = [[float(row == column) for column in range(3)] + [shifts[row]] for row in range(3)]
+    dimensions = {a: [s / 1e9, "m"] for a, s in zip("xyz", reversed(volume.spec.voxel_size), strict=True)}
+    return {"url": url, "transform": {"matrix": matrix, "outputDimensions": dimensions}}
+
+
 def _layer_state(layer: Layer, volume: Volume, address: str) -> dict[str, Any]:
     state: dict[str, Any] = {
         "name": layer.name,
-        "source": f"{address}/data/{quote(layer.name, safe='')}/|{_driver(volume)}:",
+        "source": _source(layer, volume, address),
         "visible": layer.visible,
     }
     if volume.spec.channels:
