@@ -325,9 +325,9 @@ class Killing:
                 process.communicate()
                 self.case.kills += 1
                 self._look(here)
-                with suppress(FileNotFoundError):
-                    self._open(here)
-                return False
+                self._open(here)
+                # some are complete when they are killed
+                return not self._different(here)
         self._end(process)
         return True
 

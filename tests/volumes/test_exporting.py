@@ -27,6 +27,7 @@ from neurokube.volumes.pyramids import downsample
 from neurokube.volumes.volume import coarser
 
 FORMATS = ("ome-zarr", "ome-zarr-0.4", "n5", "bdv-n5", "paintera", "precomputed")
+DAMAGED = int(os.environ.get("NEUROKUBE_TEST_MUTATIONS", "60")) // len(FORMATS)
 SPEC = VolumeSpec((41, 150, 131), "uint8", (40.0, 8.0, 8.0), (80.0, 16.0, -24.0))
 LABELS = VolumeSpec((41, 150, 131), "uint64", (40.0, 8.0, 8.0), (80.0, 16.0, -24.0), "labels")
 
@@ -565,7 +566,7 @@ def test_no_volume_there(tmp_path):
 
 @pytest.mark.parametrize("format", FORMATS)
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=DAMAGED, deadline=None)
 def test_damaged_files_are_one_line(format, seed, tmp_path_factory):
     """Cut, flipped or edited, a file never leads to anything but an error of one line, or to other values."""
     folder = tmp_path_factory.mktemp("damage")
