@@ -835,6 +835,21 @@ def test_labels_for_vast_come_back(labels, tmp_path, command):
     assert np.array_equal(ids[new.read(new.spec.box)], labels.read(LABELS.box))
 
 
+def test_a_shard_of_precomputed_is_written_once(labels, tmp_path, monkeypatch):
+    import neurokube.volumes.exporting as exporting
+
+    def writes():
+        found = ts.experimental_collect_matching_metrics("/tensorstore/kvstore/file/write")
+        return found[0]["values"][0]["value"]
+
+    monkeypatch.setattr(exporting, "EVERY", 1e9)
+    before = writes()
+    export(labels, tmp_path / "o", "precomputed", levels=1)
+    shards = list((tmp_path / "o").rglob("*.shard"))
+    # besides: the info file, and the ledger, which is begun three times, ended and removed
+    assert len(shards) == 1 and writes() - before <= len(shards) + 6
+
+
 def test_many_threads_take_no_more_memory(image, tmp_path, monkeypatch):
     import neurokube.volumes.exporting as exporting
 

@@ -507,8 +507,7 @@ class _Writing:
         if self.target.arrays and "://" not in self.target.url:
             try:
                 # chunk to chunk, without an array between
-                source = self.view.arrays[level][(..., *box.slices)]
-                self.target.arrays[level][(..., *box.slices)].write(source).result()
+                self.target.put(level, box, self.view.arrays[level][(..., *box.slices)])
                 return
             except (ValueError, OSError):
                 # who is at fault shows when both are done apart
