@@ -4,8 +4,9 @@
 
 The volume, `--size` GB of 8-bit voxels, is a FIB-SEM volume laid out by mirroring (noise where it is absent).  One
 resolution is copied, by one program after another in each round.  tensorstore alone is `target.write(source)` to the
-same shards and codecs, with its own defaults for threads.  NEUROKUBE_PEERS names the interpreter of an environment with cloud-volume, zarr and ome-zarr, where
-they are not in this one.  Then each codec writes and reads a cube of 256 voxels of the image, and of labels.
+same shards and codecs, with its own defaults for threads.  NEUROKUBE_PEERS names the interpreter of an environment with
+cloud-volume, zarr and ome-zarr, where they are not in this one.  Then each codec writes
+and reads a cube of 256 voxels of the image, and of labels.
 """
 
 import argparse

@@ -125,13 +125,11 @@ def import_(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a volume that is there")] = False,
     allow_gaps: Annotated[bool, typer.Option("--allow-gaps", help="accept missing slice numbers")] = False,
     channel: Annotated[int | None, typer.Option(min=0, help="one channel of a TIFF, counted from 0")] = None,
-    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="threads that decode slices")] = 2,
+    workers: cli_volumes.Threads = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Import an image stack as a volume, check it, and say what it looks like."""
-    from dataclasses import asdict
-
     from .volumes.importing import import_volume
 
     report = import_volume(
@@ -145,21 +143,14 @@ def import_(
         overwrite=overwrite,
         allow_gaps=allow_gaps,
         channel=channel,
-        workers=workers,
+        workers=cli_volumes.threads(workers),
         quiet=quiet,
     )
-    if as_json:
-        print(json.dumps(asdict(report), indent=2))
+    rate = f"{report.megavoxels_per_second:.1f} Mvoxel/s"
+    if not cli_volumes.print_report(destination, report, rate, as_json=as_json, made=", read back and equal"):
         return
-    z, y, x = report.shape
-    print(
-        f"{destination}: {z} x {y} x {x} voxels (z y x) of {'x'.join(f'{v:g}' for v in report.voxel_size)} nm, "
-        f"{report.dtype}, in {report.seconds:.1f} s ({report.megavoxels_per_second:.1f} Mvoxel/s), read back and equal"
-    )
     if report.gray_range is not None:
         print("intensities {:g} to {:g} became 0 to 255".format(*report.gray_range))
-    for remark in report.remarks:
-        print(f"note: {remark}")
     for finding in report.findings:
         print(f"{finding.severity}: {finding.message}")
 

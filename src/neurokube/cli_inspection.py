@@ -62,16 +62,17 @@ def check(
         raise UsageError(f"--repair: name the run, as only what a run computed can be computed again; {place} is none")
     volume = open_volume(place)
     checked = check_volume(volume, workers=workers, quiet=quiet)
-    lines = [f"level {each.level}, voxels {each.box}: {each.what}" for each in checked.damage]
     again = _again(volume, checked.damage)
     if as_json:
-        rows = [{"level": each.level, "voxels": str(each.box), "what": each.what} for each in checked.damage]
+        rows = [each.as_dict() for each in checked.damage]
         print(json.dumps({"volume": place, "bytes": checked.bytes, "damage": rows, **again}, indent=2))
     else:
-        _print_damage(lines)
+        _print_damage(checked)
         for remark in checked.remarks:
             print(f"note: {remark}")
-    _end(place, len(lines), checked.bytes, began, again.get("remedy", "restore it, or import or export it anew"))
+    _end(
+        place, len(checked.damage), checked.bytes, began, again.get("remedy", "restore it, or import or export it anew")
+    )
 
 
 def _check_run(place: str, *, repair: bool, workers: int, as_json: bool, quiet: bool) -> None:
@@ -92,7 +93,7 @@ def _check_run(place: str, *, repair: bool, workers: int, as_json: bool, quiet: 
     if as_json:
         print(json.dumps({**as_dict(run, checked), "repaired": repair}, indent=2))
     else:
-        _print_damage([f"{each.step} block {each.block}, {each.key}: {each.what}" for each in checked.damage])
+        _print_damage(checked)
         for step, blocks in by_step(checked.damage).items():
             print(f"{step}: {counted(len(blocks), 'block')} to compute again: {described(blocks, 20)}")
         if checked.unfinished:
@@ -121,11 +122,11 @@ def _again(volume: Any, damage: Any) -> dict[str, Any]:
     }
 
 
-def _print_damage(lines: list[str], most: int = 50) -> None:
-    for line in lines[:most]:
-        print(line)
-    if len(lines) > most:
-        print(f"and {len(lines) - most:,} more; --json has them all")
+def _print_damage(checked: Any, most: int = 50) -> None:
+    for each in checked.damage[:most]:
+        print(each)
+    if len(checked.damage) > most:
+        print(f"and {len(checked.damage) - most:,} more; --json has them all")
 
 
 def _end(place: str, damaged: int, read: int, began: float, remedy: str) -> None:

@@ -1,9 +1,37 @@
-"""`neurokube export`: volumes in the formats of other tools."""
+"""`neurokube export`: volumes in the formats of other tools; and the report that `import` shares with it."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+Threads = Annotated[int | None, typer.Option("--workers", "-w", min=1, help="threads [default: cores]")]
+
+
+def threads(workers: int | None) -> int:
+    """Return how many threads to take: what is asked for, else one for each core."""
+    from .machine import cores
+
+    return cores() if workers is None else workers
+
+
+def print_report(url: str, report: Any, rate: str, *, as_json: bool, format: str = "", made: str = "") -> bool:
+    """Print the report of an import or an export, as JSON or in words; return whether it was in words."""
+    from dataclasses import asdict
+
+    from .volumes.volume import nanometres
+
+    if as_json:
+        print(json.dumps(asdict(report), indent=2))
+        return False
+    z, y, x = report.shape
+    print(
+        f"{url}: {format}{z} x {y} x {x} voxels (z y x) of {nanometres(report.voxel_size)}, {report.dtype}{made}, "
+        f"in {report.seconds:.1f} s ({rate})" + ", the rest of an earlier call" * report.resumed
+    )
+    for remark in report.remarks:
+        print(f"note: {remark}")
+    return True
 
 
 def export(
@@ -26,16 +54,13 @@ def export(
     ] = None,
     relabel: Annotated[bool, typer.Option("--relabel", help="number labels from 1 on, with a table beside")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a volume that is there")] = False,
-    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="threads that copy")] = 2,
+    workers: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")] = False,
 ) -> None:
     """Export a volume for other tools; what was stopped goes on when it is asked for again."""
-    from dataclasses import asdict
-
     from .blocks import parse_region
     from .volumes.exporting import export_volume
-    from .volumes.volume import nanometres
     from .words import counted
 
     report = export_volume(
@@ -50,20 +75,12 @@ def export(
         compression=compression,
         relabel=relabel,
         overwrite=overwrite,
-        workers=workers,
+        workers=threads(workers),
         quiet=quiet,
     )
-    if as_json:
-        print(json.dumps(asdict(report), indent=2))
-        return
-    z, y, x = report.shape
-    print(
-        f"{report.url}: {report.format}, {z} x {y} x {x} voxels (z y x) of {nanometres(report.voxel_size)}, "
-        f"{report.dtype}, {counted(report.resolutions, 'resolution')}, in {report.seconds:.1f} s "
-        f"({report.megabytes_per_second:.0f} MB/s)" + ", the rest of an earlier call" * report.resumed
-    )
-    for remark in report.remarks:
-        print(f"note: {remark}")
+    made = f", {counted(report.resolutions, 'resolution')}"
+    rate = f"{report.megabytes_per_second:.0f} MB/s"
+    print_report(report.url, report, rate, as_json=as_json, format=f"{report.format}, ", made=made)
 
 
 def add(app: typer.Typer) -> None:

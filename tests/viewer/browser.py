@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -59,47 +59,61 @@ def look(
     Raises:
         TimeoutError: where the page does not get ready; it tells what `report` says then.
     """
+    return looks([url], ready, report, profile=profile, width=width, height=height)[0]
+
+
+def looks(
+    urls: Sequence[str], ready: str, report: str, *, profile: Path, width: int = 1000, height: int = 800
+) -> list[tuple[Any, NDArray[np.uint8]]]:
+    """Open pages one after another in one browser, and return of each what `look` does."""
     chromium = executable()
     assert chromium is not None
     with (profile / "log").open("wb") as log:
         command = [chromium, *_FLAGS, f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        return asyncio.run(_look(url, ready, report, process, profile, width, height))
+        return asyncio.run(_looks(urls, ready, report, process, profile, width, height))
     finally:
         process.kill()
         process.wait()
 
 
-async def _look(
-    url: str,
+async def _looks(
+    urls: Sequence[str],
     ready: str,
     report: str,
     process: subprocess.Popen[bytes],
     profile: Path,
     width: int,
     height: int,
-) -> tuple[Any, NDArray[np.uint8]]:
+) -> list[tuple[Any, NDArray[np.uint8]]]:
     async with _session(await _endpoint(process, profile)) as call:
         target = (await call("Target.createTarget", url="about:blank"))["targetId"]
         page = (await call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         await call("Emulation.setDeviceMetricsOverride", page, **size)
-        await call("Page.navigate", page, url=url)
+        return [await _look(call, page, url, ready, report) for url in urls]
 
-        async def evaluate(expression: str) -> Any:
-            answer = await call("Runtime.evaluate", page, expression=expression, returnByValue=True)
-            return answer["result"].get("value", answer["result"].get("description"))
 
-        end, steady = time.monotonic() + PATIENCE, 0
-        while steady < _STEADY:
-            steady = steady + 1 if await evaluate(ready) is True else 0
-            if time.monotonic() > end:
-                raise TimeoutError(f"not ready after {PATIENCE} s: {await evaluate(report)}")
-            await asyncio.sleep(0.1)
-        picture = (await call("Page.captureScreenshot", page, format="png"))["data"]
-        with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
-            return await evaluate(report), np.asarray(image.convert("RGB"))
+async def _look(
+    call: Callable[..., Awaitable[Any]], page: str, url: str, ready: str, report: str
+) -> tuple[Any, NDArray[np.uint8]]:
+    async def evaluate(expression: str) -> Any:
+        answer = await call("Runtime.evaluate", page, expression=expression, returnByValue=True)
+        return answer["result"].get("value", answer["result"].get("description"))
+
+    # a page that differs behind the # alone would not be loaded anew
+    await call("Page.navigate", page, url="about:blank")
+    await call("Page.navigate", page, url=url)
+    end, steady = time.monotonic() + PATIENCE, 0
+    while steady < _STEADY:
+        steady = steady + 1 if await evaluate(ready) is True else 0
+        if time.monotonic() > end:
+            raise TimeoutError(f"not ready after {PATIENCE} s: {await evaluate(report)}")
+        await asyncio.sleep(0.1)
+    picture = (await call("Page.captureScreenshot", page, format="png"))["data"]
+    with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
+        return await evaluate(report), np.asarray(image.convert("RGB"))
 
 
 async def _endpoint(process: subprocess.Popen[bytes], profile: Path) -> str:

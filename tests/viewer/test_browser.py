@@ -1,6 +1,7 @@
 """What a user sees: Neuroglancer itself draws a run's volumes, each in its place."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import executable, look
+from browser import executable, look, looks
 from numpy.typing import NDArray
 
 from neurokube.blocks import Box, Vector
 from neurokube.viewer import Layer, serve, viewer_state
 from neurokube.volumes import Volume, VolumeSpec, create, pyramid_factors
+from neurokube.volumes.exporting import export_volume
 
 pytestmark = [
     pytest.mark.skipif(find_spec("neuroglancer") is None, reason="needs the extra 'view'"),
@@ -204,3 +206,38 @@ def test_a_volume_that_lies_by_an_affine_is_drawn_where_it_lies(tmp_path: Path, 
         assert abs(red - 100) <= 4 and green > 250, (y, x)
     for y, x in ((61, 80), (105, 80), (80, 72), (80, 105)):
         assert abs(panel.colour((15, y, x)) - 100).max() <= 4, (y, x)
+
+
+def test_zarr_n5_and_precomputed_show_the_same_picture(tmp_path: Path) -> None:
+    spec = VolumeSpec((32, 128, 128), "uint8", (40.0, 8.0, 8.0), offset=(160.0, 64.0, 128.0))
+    z, y, x = np.ogrid[:32, :128, :128]
+    image = (120 + 50 * np.sin(z / 3 + y / 9) + 50 * np.cos(x / 7 - y / 21)).astype(np.uint8)
+    labels = ((z // 8) * 100 + (y // 20) * 10 + x // 30 + 1).astype(np.uint64) * np.uint64(2**40 + 1)
+    labels[:, 50:70] = 0
+    label_spec = VolumeSpec(spec.shape, "uint64", spec.voxel_size, spec.offset, kind="labels")
+    fill(tmp_path / "image", spec, image)
+    fill(tmp_path / "labels", label_spec, labels)
+    formats = ("ome-zarr", "n5", "precomputed")
+    (profile := tmp_path / "profile").mkdir()
+    with ExitStack() as stack:
+        urls = []
+        for format in formats:
+            for name in ("image", "labels"):
+                export_volume(str(tmp_path / name), str(tmp_path / format / name), format=format, quiet=True)
+            layers = [
+                Layer("image", str(tmp_path / format / "image"), "image"),
+                Layer("labels", str(tmp_path / format / "labels"), "segmentation"),
+            ]
+            urls.append(stack.enter_context(serve(layers)).url)
+        seen = looks(urls, READY, REPORT, profile=profile, width=600, height=480)
+    assert [(report["errors"], len(report["panels"])) for report, _ in seen] == [([], 3)] * 3
+    (first, zarr), *others = seen
+    rectangles = [[round(v) for v in panel["rectangle"]] for panel in first["panels"]]
+    for format, (_, picture) in zip(formats[1:], others, strict=True):
+        different = np.abs(zarr.astype(int) - picture).max(2)
+        for left, top, width, height in rectangles:
+            cross_section = (slice(top, top + height), slice(left, left + width))
+            assert len(np.unique(zarr[cross_section].reshape(-1, 3), axis=0)) > 50, "something is drawn"
+            assert different[cross_section].max() <= 1, f"{format}: is drawn otherwise"
+        # the corners of the wire box in the three-dimensional view
+        assert (different > 1).sum() <= 50, f"{format}: {(different > 1).sum()} pixels differ"

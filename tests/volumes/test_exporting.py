@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from neurokube.volumes.pyramids import downsample
 from neurokube.volumes.volume import coarser
 
 FORMATS = ("ome-zarr", "ome-zarr-0.4", "n5", "bdv-n5", "paintera", "precomputed")
+DAMAGED = int(os.environ.get("NEUROKUBE_TEST_MUTATIONS", "60")) // len(FORMATS)
 SPEC = VolumeSpec((41, 150, 131), "uint8", (40.0, 8.0, 8.0), (80.0, 16.0, -24.0))
 LABELS = VolumeSpec((41, 150, 131), "uint64", (40.0, 8.0, 8.0), (80.0, 16.0, -24.0), "labels")
 
@@ -564,7 +566,7 @@ def test_no_volume_there(tmp_path):
 
 @pytest.mark.parametrize("format", FORMATS)
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=DAMAGED, deadline=None)
 def test_damaged_files_are_one_line(format, seed, tmp_path_factory):
     """Cut, flipped or edited, a file never leads to anything but an error of one line, or to other values."""
     folder = tmp_path_factory.mktemp("damage")
@@ -702,6 +704,161 @@ def test_another_plan_begins_anew(image, tmp_path, monkeypatch):
     assert not export(image, tmp_path / "o", "precomputed").resumed
     assert open_volume(str(tmp_path / "o")).format == "neuroglancer-precomputed"
     assert not (tmp_path / "o/s0").exists()
+
+
+def stopped_after(count, monkeypatch, do):
+    """Do something that is stopped when so many blocks are recorded."""
+    import neurokube.volumes.exporting as exporting
+
+    record, done = exporting.Ledger.record, []
+
+    def counting(self, level, block):
+        record(self, level, block)
+        done.append(block)
+        if len(done) == count:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "TASK_BYTES", 1 << 16)
+        patch.setattr(exporting, "MOST_BYTES", 1 << 16)
+        patch.setattr(exporting.Ledger, "record", counting)
+        with pytest.raises(KeyboardInterrupt):
+            do()
+
+
+@pytest.mark.parametrize("where", ["folder", "url"])
+def test_what_another_export_has_half_removed_is_not_gone_on_with(where, image, tmp_path, monkeypatch):
+    import neurokube.volumes.exporting as exporting
+
+    destination = str(tmp_path / "o") if where == "folder" else f"memory://export/half-{os.getpid()}"
+    same = {"format": "n5", "workers": 1, "quiet": True}
+    stopped_after(3, monkeypatch, lambda: export_volume(image.url, destination, **same))
+    rmtree, delete_all = shutil.rmtree, exporting.Store.delete_all
+
+    def removing(path, **options):
+        rmtree(path, **options)
+        raise KeyboardInterrupt
+
+    def deleting(self, prefix="", but=""):
+        delete_all(self, prefix, but)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting.shutil, "rmtree", removing)
+        patch.setattr(exporting.Store, "delete_all", deleting)
+        with pytest.raises(KeyboardInterrupt):
+            export_volume(image.url, destination, format="n5", compression="zstd", quiet=True)
+    assert not export_volume(image.url, destination, **same).resumed
+    assert np.array_equal(open_volume(destination).read(SPEC.box), image.read(SPEC.box))
+
+
+def test_a_kill_between_the_last_two_steps_is_made_good(image, tmp_path, monkeypatch):
+    import neurokube.volumes.exporting as exporting
+
+    def stop(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting._Place, "_announce", stop)
+        with pytest.raises(KeyboardInterrupt):
+            export(image, tmp_path / "o.n5", "bdv-n5")
+    assert (tmp_path / "o.n5/.neurokube-export").exists() and not (tmp_path / "o.xml").exists()
+    with pytest.raises(UsageError, match="exists; choose another destination, or replace it with --overwrite"):
+        export(image, tmp_path / "o.n5", "n5")
+    written = (tmp_path / "o.n5/setup0/timepoint0/s0/0/0/0").stat().st_mtime_ns
+    assert export(image, tmp_path / "o.n5", "bdv-n5").resumed
+    assert (tmp_path / "o.n5/setup0/timepoint0/s0/0/0/0").stat().st_mtime_ns == written
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["image.zarr", "o.n5", "o.xml"]
+    assert not (tmp_path / "o.n5/.neurokube-export").exists()
+    assert np.array_equal(open_volume(str(tmp_path / "o.xml")).read(SPEC.box), image.read(SPEC.box))
+
+
+def test_slices_of_another_channel_are_not_gone_on_with(tmp_path, monkeypatch):
+    from neurokube.volumes.files import writing
+
+    spec = VolumeSpec((20, 70, 60), "uint8", (8.0, 8.0, 8.0), channels=2)
+    data = np.random.default_rng(0).integers(0, 255, (2, *spec.shape)).astype("uint8")
+    volume = make(tmp_path / "c.zarr", spec, data)
+    monkeypatch.setattr(writing, "BATCH_BYTES", 70 * 60 * 4)
+    view = sys.modules["neurokube.volumes.exporting"].View
+    read = view.read
+
+    def stop(self, box, level=0):
+        if box.start[0] >= 8:
+            raise KeyboardInterrupt
+        return read(self, box, level)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(view, "read", stop)
+        with pytest.raises(KeyboardInterrupt):
+            export(volume, tmp_path / "s", "tiff-stack", channel=0)
+    assert len(list((tmp_path / "s.partial").glob("s*.tif"))) == 8
+    export(volume, tmp_path / "s", "tiff-stack", channel=1)
+    import tifffile
+
+    assert np.array_equal(tifffile.imread(sorted((tmp_path / "s").glob("*.tif"))), data[1])
+
+
+@pytest.mark.parametrize("format", ["tiff-stack", "vast"])
+def test_a_folder_of_slices_is_replaced_when_asked_for(format, image, tmp_path):
+    export(image, tmp_path / "s", format)
+    with pytest.raises(UsageError, match="exists; choose another destination, or replace it with --overwrite"):
+        export(image, tmp_path / "s", format)
+    region = Box((0, 0, 0), (9, 150, 131))
+    export(image, tmp_path / "s", format, region=region, overwrite=True)
+    assert (
+        sorted(p.name for p in tmp_path.iterdir()) == ["image.zarr", "s"] and len(list((tmp_path / "s").iterdir())) == 9
+    )
+    (tmp_path / "s" / "thesis.txt").write_text("x")
+    with pytest.raises(UsageError, match=r"holds more than exported slices \(thesis.txt\)"):
+        export(image, tmp_path / "s", format, overwrite=True)
+    assert (tmp_path / "s" / "thesis.txt").exists()
+    with pytest.raises(UsageError, match="is a folder and would become a file"):
+        export(image, tmp_path / "s", "mrc", overwrite=True)
+    export(image, tmp_path / "a.mrc", "mrc")
+    with pytest.raises(UsageError, match="is a file and would become a folder"):
+        export(image, tmp_path / "a.mrc", format, overwrite=True)
+
+
+def test_labels_for_vast_come_back(labels, tmp_path, command):
+    code, out, _ = command("export", labels.url, tmp_path / "s", "-f", "vast", "--relabel", "-q")
+    assert code == 0 and "uint16" in out
+    table = [int(line.partition(",")[2]) for line in (tmp_path / "s.labels.csv").read_text().splitlines()[1:]]
+    back = tmp_path / "back.zarr"
+    code, _, err = command("import", tmp_path / "s", back, "--voxel-size", "40,8,8", "-q", "--to-8bit", "auto")
+    assert code == 65 and "use --labels where colours are labels, as of VAST" in err and err.count("\n") == 1
+    code, out, _ = command("import", tmp_path / "s", back, "--voxel-size", "40,8,8", "-q", "--labels")
+    assert code == 0 and "red * 65536 + green * 256 + blue" in out
+    new = open_volume(str(back))
+    ids = np.array([0, *table], np.uint64)
+    assert new.spec.kind == "labels"
+    assert np.array_equal(ids[new.read(new.spec.box)], labels.read(LABELS.box))
+
+
+def test_a_shard_of_precomputed_is_written_once(labels, tmp_path, monkeypatch):
+    import neurokube.volumes.exporting as exporting
+
+    def writes():
+        found = ts.experimental_collect_matching_metrics("/tensorstore/kvstore/file/write")
+        return found[0]["values"][0]["value"]
+
+    monkeypatch.setattr(exporting, "EVERY", 1e9)
+    before = writes()
+    export(labels, tmp_path / "o", "precomputed", levels=1)
+    shards = list((tmp_path / "o").rglob("*.shard"))
+    # besides: the info file, and the ledger, which is begun three times, ended and removed
+    assert len(shards) == 1 and writes() - before <= len(shards) + 6
+
+
+def test_many_threads_take_no_more_memory(image, tmp_path, monkeypatch):
+    import neurokube.volumes.exporting as exporting
+
+    monkeypatch.setattr(exporting, "MEMORY", 3 << 20)
+    asked = []
+    together = exporting.together
+    monkeypatch.setattr(exporting, "together", lambda n, *rest: asked.append(n) or together(n, *rest))
+    export(image, tmp_path / "o", "ome-zarr-0.4", workers=64)
+    assert set(asked) == {3}
 
 
 def test_a_url_gets_its_metadata_last(image, monkeypatch):

@@ -294,6 +294,82 @@ def test_a_killed_import_leaves_no_volume_and_the_next_one_is_not_in_its_way(tmp
     assert not (tmp_path / "a.zarr.partial").exists()
 
 
+STOPPED = """
+import os, sys
+from neurokube.volumes import importing
+write = importing._Writing._write
+def die(self, pool, slab, data):
+    if slab[0] >= 32:
+        os.kill(os.getpid(), 9)
+    write(self, pool, slab, data)
+importing._Writing._write = die
+importing.import_volume(sys.argv[1], sys.argv[2], voxel_size=(40.0, 8.0, 8.0), quiet=True)
+"""
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """An import of 70 sections that was killed when 32 were written; its source and destination."""
+    source, destination = saved(tmp_path, gray((70, 150, 90))), tmp_path / "a.zarr"
+    killed = subprocess.run([sys.executable, "-c", STOPPED, source, destination], capture_output=True)
+    assert killed.returncode == -9
+    return source, destination
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_killed_import_goes_on_and_ends_alike(stopped, tmp_path, monkeypatch):
+    source, destination = stopped
+    decoded = []
+    decode = module._Writing._decode
+    monkeypatch.setattr(
+        module._Writing, "_decode", lambda self, pool, a, b: decoded.append(a) or decode(self, pool, a, b)
+    )
+    report = run(source, destination)
+    assert report.resumed and decoded == [32, 48, 64]
+    whole = run(source, tmp_path / "whole" / "a.zarr")
+    assert not whole.resumed and whole.fingerprint == report.fingerprint
+    assert contents(destination) == contents(tmp_path / "whole" / "a.zarr")
+
+
+def test_what_was_written_of_another_source_or_is_damaged_is_not_taken_up(stopped, tmp_path):
+    source, destination = stopped
+    shutil.copytree(tmp_path / "a.zarr.partial", tmp_path / "kept")
+    assert not run(source, destination, voxel_size=(30.0, 8.0, 8.0)).resumed
+    np.save(source, gray((70, 150, 90), seed=3))
+    shutil.copytree(tmp_path / "kept", tmp_path / "a.zarr.partial")
+    assert not run(source, destination, overwrite=True).resumed
+    np.testing.assert_array_equal(whole(destination), gray((70, 150, 90), seed=3))
+
+
+def test_damaged_shards_of_a_killed_import_are_written_anew(stopped, tmp_path):
+    source, destination = stopped
+    shard = tmp_path / "a.zarr.partial/0/c/1/0/0"
+    shard.write_bytes(shard.read_bytes()[:-40])
+    assert not run(source, destination).resumed
+    np.testing.assert_array_equal(whole(destination), gray((70, 150, 90)))
+
+
+def test_ctrl_c_keeps_what_is_written_and_a_mistake_does_not(tmp_path, monkeypatch):
+    source = saved(tmp_path, gray((70, 150, 90)))
+    write = module._Writing._write
+    for error, kept in ((KeyboardInterrupt, True), (DataError, False)):
+
+        def stop(self, pool, slab, data, error=error):
+            if slab[0]:
+                raise error
+            write(self, pool, slab, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module._Writing, "_write", stop)
+            with pytest.raises(error):
+                run(source, tmp_path / "a.zarr")
+        assert (tmp_path / "a.zarr.partial").exists() == kept
+    np.testing.assert_array_equal(whole(run(source, tmp_path / "a.zarr") and tmp_path / "a.zarr"), gray((70, 150, 90)))
+
+
 def test_a_folder_in_the_way_is_not_cleared(tmp_path):
     (tmp_path / "a.zarr.partial").mkdir()
     (tmp_path / "a.zarr.partial" / "thesis.txt").write_text("x")

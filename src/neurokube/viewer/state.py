@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..blocks import Box
 from ..errors import UsageError
@@ -138,13 +139,32 @@ def _driver(volume: Volume) -> str:
     return "zarr2" if volume.format == "zarr" else volume.format
 
 
-def _transform(volume: Volume, affine: "tuple[Row, ...]") -> dict[str, Any]:
+def _source(layer: Layer, volume: Volume, address: str) -> str | dict[str, Any]:
+    """Return where a layer's data is and, where Neuroglancer would draw it elsewhere than we say, its transform.
+
+    Of N5 it knows no offset, and of N5 and precomputed it takes the corner of the first voxel for its place, of
+    OME-Zarr, as we of all, the centre.
+    """
+    url = f"{address}/data/{quote(layer.name, safe='')}/|{_driver(volume)}:"
+    shift = np.zeros(3)
+    if volume.format in ("n5", "neuroglancer-precomputed"):
+        shift = -np.array(volume.spec.voxel_size) / 2
+        if volume.format == "n5":
+            shift += volume.spec.offset
+    if layer.affine is None and (volume.spec.channels or not shift.any()):
+        return url
+    affine = np.eye(3, 4) if layer.affine is None else np.array(layer.affine)
+    affine[:, 3] += affine[:, :3] @ shift
+    return {"url": url, "transform": _transform(volume, affine)}
+
+
+def _transform(volume: Volume, affine: NDArray[np.float64]) -> dict[str, Any]:
     """Return what Neuroglancer calls the transform of a source: rows and columns are in the order of its axes.
 
     The linear part is one of lengths whatever the units; the translation is in those of the dimensions that come out.
     """
     zarr = volume.format.startswith("zarr")
-    axes, rows = ("zyx", np.array(affine)) if zarr else ("xyz", np.array(affine)[::-1, [2, 1, 0, 3]])
+    axes, rows = ("zyx", affine) if zarr else ("xyz", affine[::-1, [2, 1, 0, 3]])
     dimensions = {axis: [1e-9, "m"] for axis in axes}
     if volume.spec.channels:
         # the axis of channels stays as it is, where the format has it
@@ -158,10 +178,9 @@ def _transform(volume: Volume, affine: "tuple[Row, ...]") -> dict[str, Any]:
 
 
 def _layer_state(layer: Layer, volume: Volume, address: str) -> dict[str, Any]:
-    url = f"{address}/data/{quote(layer.name, safe='')}/|{_driver(volume)}:"
     state: dict[str, Any] = {
         "name": layer.name,
-        "source": url if layer.affine is None else {"url": url, "transform": _transform(volume, layer.affine)},
+        "source": _source(layer, volume, address),
         "visible": layer.visible,
     }
     if volume.spec.channels:

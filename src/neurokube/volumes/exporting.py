@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib import import_module
-from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from threading import Event, Lock
@@ -23,7 +21,7 @@ from .. import __version__
 from ..blocks import Blocks, Box, Grid, Vector
 from ..errors import DataError, TryAgainError, UsageError, surroundings
 from ..progress import progress
-from .importing import _lock, _swap
+from . import folders
 from .space import check_space, expected_bytes
 from .store import Store, folder_of, join
 from .volume import Nanometres, Volume, VolumeSpec, coarser, open_volume, pyramid_factors
@@ -36,6 +34,9 @@ TASK_BYTES = 1 << 24
 
 MOST_BYTES = 1 << 27
 """Most voxels that a thread takes at a time to take chunks of the source whole, where a shard is not larger."""
+
+MEMORY = 1 << 29
+"""Most voxels that all threads together take at a time, where a shard is not larger."""
 
 EVERY = 1.0
 """Seconds of work that a kill costs at most, besides the blocks that were begun."""
@@ -96,21 +97,20 @@ def export_volume(
 
     began = time.monotonic()
     view = View.of(open_volume(source, still=True), scale, region, channel, labels)
-    if format not in MAKERS:
-        return _to_file(view, source, destination, format, relabel, overwrite, quiet, began)
-    place = _Place.of(destination, format, view.spec)
-    place.check(source, overwrite)
-    factors = view.factors(levels)
-    chosen = {"region": str(region), "scale": scale, "channel": channel, "compression": compression}
+    chosen = {"region": str(region), "scale": scale, "channel": channel, "compression": compression, "relabel": relabel}
     plan = {
         "version": __version__,
         "source": [source, _stamp(source), view.fingerprint],
         "spec": asdict(view.spec),
-        "factors": factors,
         "format": format,
         **chosen,
     }
-    token = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    if format not in MAKERS:
+        return _to_file(view, destination, format, _digest(plan), relabel, overwrite, quiet, began)
+    place = _Place.of(destination, format, view.spec)
+    factors = view.factors(levels)
+    token = _digest({**plan, "factors": factors})
+    place.check(source, token, overwrite)
     with place.held(token, overwrite) as work:
         from .chunked.target import Options
 
@@ -129,6 +129,11 @@ def export_volume(
     return ExportReport(
         place.url, format, spec.shape, spec.voxel_size, spec.dtype, len(factors), seconds, rate, resumed, target.remarks
     )
+
+
+def _digest(plan: Mapping[str, Any]) -> str:
+    """Return what tells one export from another: only the same one goes on with what is there."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
 # What is exported
@@ -236,6 +241,7 @@ def _stamp(url: str) -> list[Any]:
 # Where it goes
 
 _LEDGER = ".neurokube-export"
+_NOBODY = ""
 
 
 @dataclass(frozen=True)
@@ -270,7 +276,7 @@ class _Place:
     def folder(self) -> Path | None:
         return folder_of(self.data)
 
-    def check(self, source: str, overwrite: bool) -> None:
+    def check(self, source: str, token: str, overwrite: bool) -> None:
         """Refuse a destination that cannot be, before any work.
 
         Raises:
@@ -283,7 +289,7 @@ class _Place:
             return
         if origin is not None and (here == origin or here in origin.parents or origin in here.parents):
             raise UsageError(f"{here}: is, holds or lies in the source; choose another destination")
-        if not here.exists() or (here.is_dir() and not any(here.iterdir())) or (here / _LEDGER).exists():
+        if not here.exists() or (here.is_dir() and not any(here.iterdir())) or _is_of(here, token):
             return
         if not (here.is_dir() and _is_volume(here)):
             raise UsageError(f"{here}: exists and is not a volume; choose another destination")
@@ -299,16 +305,18 @@ class _Place:
             yield self.data
             self._announce()
             return
-        work = here.with_name(here.name + ".partial")
+        # a kill may strike between the last two steps: then it stands already, and its ledger with it
+        work = here if _is_of(here, token) else here.with_name(here.name + ".partial")
         try:
             work.mkdir(parents=True, exist_ok=True)
-            with _handle(work):
+            with folders.held(work, "export"):
                 _clear_folder(work, token)
                 yield str(work)
-                if self.xml is not None:
-                    # what it says may not fit what comes
-                    Store(self.url.rpartition("/")[0] or ".").delete(self.url.rpartition("/")[2])
-                _swap(work, here)
+                if work != here:
+                    if self.xml is not None:
+                        # what it says may not fit what comes
+                        Store(self.url.rpartition("/")[0] or ".").delete(self.url.rpartition("/")[2])
+                    folders.swap(work, here)
                 self._announce()
         except OSError as error:
             told = f"{self.data}: cannot be written ({error.strerror}); choose another destination"
@@ -322,18 +330,21 @@ class _Place:
 
     def _clear_url(self, token: str, overwrite: bool) -> None:
         store = Store(self.data)
-        if (left := store.read(_LEDGER)) is not None:
-            if _token(left) == token:
-                return
-            store.delete_all()
-        elif store.keys():
+        left = store.read(_LEDGER)
+        owner = None if left is None else _token(left)
+        if owner == token:
+            return
+        complete = any(store.read(name) is not None for name in _MARKS)
+        # what another export left unfinished may go, and what one was removing
+        if owner != _NOBODY and (complete or (left is None and store.keys())):
             if not overwrite:
                 remedy = "choose another destination, or replace it with --overwrite"
                 raise UsageError(f"{self.data}: holds something; {remedy}")
-            if not any(store.read(name) is not None for name in _MARKS):
+            if not complete:
                 raise UsageError(f"{self.data}: holds objects that are no volume; choose a destination that is empty")
-            store.delete_all()
-        store.write_json(_LEDGER, {"token": token, "done": []})
+        _disown(store)
+        store.delete_all(but=_LEDGER)
+        _begin(store, token)
 
 
 _MARKS = ("zarr.json", ".zattrs", "attributes.json", "info")
@@ -350,31 +361,35 @@ def _is_volume(folder: Path) -> bool:
     return bool({"dimensions", "multiscales", "painteraData", "neurokube"} & set(attributes))
 
 
-@contextmanager
-def _handle(folder: Path) -> Iterator[None]:
-    import os
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(folder, handle)
-        yield
-    finally:
-        os.close(handle)
+def _is_of(folder: Path, token: str) -> bool:
+    """Whether a folder holds what an export of this token has written, and not yet announced."""
+    ledger = folder / _LEDGER
+    return ledger.is_file() and _token(ledger.read_bytes()) == token
 
 
 def _clear_folder(work: Path, token: str) -> None:
     """Leave what an earlier call with the same plan has written; remove what another one has."""
-    entries = list(work.iterdir())
-    ledger = work / _LEDGER
-    if ledger.exists() and _token(ledger.read_bytes()) == token:
+    if _is_of(work, token):
         return
+    entries = list(work.iterdir())
     # a kill may strike while the ledger itself is written
-    if not ledger.exists() and any(not entry.name.startswith(_LEDGER) for entry in entries):
+    if not (work / _LEDGER).exists() and any(not entry.name.startswith(_LEDGER) for entry in entries):
         raise UsageError(f"{work}: is in the way and was not left by an export; move it")
-    for entry in sorted(entries, key=lambda e: e.name == _LEDGER):  # the ledger goes last: it says whose folder it is
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    _disown(Store(str(work)))
+    for entry in entries:
+        if entry.name != _LEDGER:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     # before anything else: what has no ledger is nobody's
-    Store(str(work)).write_json(_LEDGER, {"token": token, "done": []})
+    _begin(Store(str(work)), token)
+
+
+def _disown(store: Store) -> None:
+    """Say that what is there is on its way out: nobody must go on with a part of it if a kill strikes meanwhile."""
+    _begin(store, _NOBODY)
+
+
+def _begin(store: Store, token: str) -> None:
+    store.write_json(_LEDGER, {"token": token, "done": []})
 
 
 def _check_space(place: _Place, target: "Target", spec: VolumeSpec) -> None:
@@ -438,24 +453,29 @@ class _Writing:
     """The copying of one view into one target."""
 
     def __init__(self, view: View, target: "Target", token: str, workers: int) -> None:
-        self.view, self.target, self.workers = view, target, workers
+        self.view, self.target = view, target
         levels = range(len(target.factors))
         self.copied = [view.has(k, target.factors[k]) and target.copies(k) for k in levels]
         self.voxel_bytes = np.dtype(view.spec.dtype).itemsize * (view.spec.channels or 1)
         self.blocks = [self._blocks(level) for level in levels]
+        most = max(self.blocks[level].box(0).size * self._read_bytes(level) for level in levels)
+        self.workers = max(1, min(workers, MEMORY // most))
         self.ledger = Ledger(Store(target.url), token, [len(blocks) for blocks in self.blocks])
+
+    def _read_bytes(self, level: int) -> int:
+        """Return how many bytes are read for a voxel that is written."""
+        if self.copied[level]:
+            return self.voxel_bytes
+        return self.voxel_bytes * prod(
+            b // a for a, b in zip(self.target.factors[level - 1], self.target.factors[level], strict=True)
+        )
 
     def _blocks(self, level: int) -> Blocks:
         shape, cell = self.target.shape(level), self.target.cell(level)
+        chunk: Sequence[int] = cell
         if self.copied[level]:
             chunk = tuple(int(n) for n in self.view.arrays[level].chunk_layout.read_chunk.shape[-3:])
-            cells = block_cells(shape, cell, chunk, self.voxel_bytes)
-        else:
-            below = prod(
-                b // a for a, b in zip(self.target.factors[level - 1], self.target.factors[level], strict=True)
-            )
-            cells = block_cells(shape, cell, cell, self.voxel_bytes * below)
-        return Blocks(Grid(shape, cell), cells)
+        return Blocks(Grid(shape, cell), block_cells(shape, cell, chunk, self._read_bytes(level)))
 
     def run(self, quiet: bool) -> int:
         """Write what is not yet written; return how many bytes of voxels that were."""
@@ -483,11 +503,11 @@ class _Writing:
         return sum(sizes)
 
     def _copy(self, level: int, box: Box) -> None:
-        if self.target.arrays:
+        # an object that an earlier call left must be replaced whole: on some stores tensorstore would try for ever
+        if self.target.arrays and "://" not in self.target.url:
             try:
                 # chunk to chunk, without an array between
-                source = self.view.arrays[level][(..., *box.slices)]
-                self.target.arrays[level][(..., *box.slices)].write(source).result()
+                self.target.put(level, box, self.view.arrays[level][(..., *box.slices)])
                 return
             except (ValueError, OSError):
                 # who is at fault shows when both are done apart
@@ -549,29 +569,24 @@ def together(workers: int, items: Iterable[int], work: Callable[[int], None]) ->
 # Single files
 
 
-def _file_writers() -> Mapping[str, Any]:
-    name = "neurokube.volumes.files"
-    return import_module(name).WRITERS if find_spec(name) else {}
-
-
 def _to_file(
-    view: View, source: str, destination: str, format: str, relabel: bool, overwrite: bool, quiet: bool, began: float
+    view: View, destination: str, format: str, token: str, relabel: bool, overwrite: bool, quiet: bool, began: float
 ) -> ExportReport:
     from .chunked import MAKERS
+    from .files import WRITERS, relabelled
+    from .files.writing import check_replaced
 
-    writers = _file_writers()
-    if format not in writers:
-        raise UsageError(f"--format {format}: choose one of {', '.join([*MAKERS, *writers])}")
+    if format not in WRITERS:
+        raise UsageError(f"--format {format}: choose one of {', '.join([*MAKERS, *WRITERS])}")
     path = folder_of(destination)
     if path is None:
         raise UsageError(f"{destination}: --format {format} writes a file; give a path, not a URL")
+    writer, spec = WRITERS[format], view.spec
     if path.exists() and not overwrite:
         raise UsageError(f"{path}: exists; choose another destination, or replace it with --overwrite")
-    writer, spec = writers[format], view.spec
+    check_replaced(path, writer.suffix)
     _, ny, nx = spec.shape
     if relabel:
-        from .files import relabelled
-
         plain = lambda a, b: view.read(Box((a, 0, 0), (b, ny, nx)))  # noqa: E731
         new = relabelled(writer, spec, plain)
         spec = new.spec
@@ -584,7 +599,7 @@ def _to_file(
             bars.update(bar, completed=stop)
             return data
 
-        remarks = writer.write(path, spec, sections, token=f"{source} {_stamp(source)} {view.fingerprint}")
+        remarks = writer.write(path, spec, sections, token=token)
         if relabel:
             new.write_table(path.with_name(path.name + ".labels.csv"))
     seconds = time.monotonic() - began

@@ -1,15 +1,14 @@
-"""Import: an image stack becomes a volume, slab by slab, in bounded memory."""
+"""Import: an image stack becomes a volume, slab by slab, in bounded memory, and goes on after a kill."""
 
-import fcntl
 import hashlib
-import os
+import json
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from math import isfinite, prod
 from pathlib import Path
@@ -18,9 +17,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import __version__
 from ..blocks import Box, Grid, Vector
 from ..errors import DataError, TryAgainError, UsageError, surroundings
 from ..progress import log, progress
+from . import folders
 from .inspection import Finding, inspect_volume
 from .pyramids import fill_level
 from .sources import Source, open_source
@@ -42,7 +43,8 @@ class ImportReport:
     """What was imported: `shape` and `voxel_size` (nm) are (z, y, x), `fingerprint` digests the content.
 
     `gray_range` is the range of values that became 0 to 255, None where values were kept; `remarks` says
-    what the source passed over, `findings` what the data looks like.
+    what the source passed over, `findings` what the data looks like.  `megavoxels_per_second` leaves out what an
+    earlier call had written.
     """
 
     shape: Vector
@@ -54,6 +56,7 @@ class ImportReport:
     gray_range: Range | None = None
     findings: list[Finding] = field(default_factory=list)
     remarks: tuple[str, ...] = ()
+    resumed: bool = False
 
 
 def import_volume(
@@ -79,7 +82,8 @@ def import_volume(
     0.1 and 99.9 percentiles of a sample of sections.  Labels are stored as uint64, uint8 masks as uint8.
 
     A folder appears under its name only when it is complete; what `overwrite` replaces stays until then.
-    At a URL the metadata that makes a volume of the data is written last.
+    At a URL the metadata that makes a volume of the data is written last.  What was stopped goes on where it was when
+    it is asked for again, unless the source or the options have changed.
 
     Raises:
         DataError: where the source is damaged or not what `kind` says.
@@ -87,15 +91,18 @@ def import_volume(
         TryAgainError: where the disk is full or cannot be written.
     """
     began = time.monotonic()
-    with open_source(source, dataset, allow_gaps=allow_gaps, channel=channel) as stack:
+    labels = kind == "labels"
+    with open_source(source, dataset, allow_gaps=allow_gaps, channel=channel, labels=labels) as stack:
         size = _voxel_size(stack, voxel_size)
         gray_range = _gray_range(stack, kind, to_8bit)
         place = offset or stack.offset or (0.0, 0.0, 0.0)
         spec = VolumeSpec(stack.shape, _stored_dtype(stack, kind), size, place, kind)
         convert = _conversion(stack, spec, gray_range)
         provenance = {"path": source, "description": stack.description, "gray_range": gray_range}
-        with _destination(destination, source, spec, overwrite) as work:
-            writing = _Writing(stack, convert, spec, work, workers)
+        plan = [__version__, source, _stamp(source), dataset, asdict(spec), gray_range, stack.description]
+        token = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
+        with _destination(destination, source, spec, overwrite, token) as work:
+            writing = _Writing(stack, convert, spec, work, workers, token)
             fingerprint = writing.run(quiet)
             writing.check()
             writing.announce({"fingerprint": fingerprint, "source": provenance})
@@ -105,8 +112,10 @@ def import_volume(
             remarks += (f"its first voxel is at {shown} nm, as it says itself; --offset 0,0,0 puts it at 0",)
     findings = inspect_volume(open_volume(destination))
     seconds = time.monotonic() - began
-    rate = prod(spec.shape) / seconds / 1e6
-    return ImportReport(spec.shape, size, spec.dtype, seconds, rate, fingerprint, gray_range, findings, remarks)
+    rate = (spec.shape[0] - writing.known) * prod(spec.shape[1:]) / seconds / 1e6
+    return ImportReport(
+        spec.shape, size, spec.dtype, seconds, rate, fingerprint, gray_range, findings, remarks, writing.known > 0
+    )
 
 
 # What is asked for
@@ -211,24 +220,45 @@ def _scaled(data: NDArray[Any], gray_range: Range) -> NDArray[Any]:
 # Where it goes
 
 
+_LEDGER = ".neurokube-import"
+"""Says, beside the data, whose it is and how many sections of each resolution are written."""
+
+
+def _stamp(source: str) -> list[Any]:
+    """Return what changes when files of a source do: their names, sizes and times."""
+    path = Path(source).expanduser()
+    if not path.exists():  # a dataset of a file
+        path = Path(source.rpartition(":")[0]).expanduser()
+    # what is only the header of an NRRD file has its data in another
+    folder = path if path.is_dir() else path.parent if path.suffix == ".nhdr" else None
+    files = [path] if folder is None else folder.iterdir()
+    return sorted([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file())
+
+
 @contextmanager
-def _destination(destination: str, source: str, spec: VolumeSpec, overwrite: bool) -> Iterator[str]:
-    """Yield where to write; what is complete when the block ends then stands at the destination."""
+def _destination(destination: str, source: str, spec: VolumeSpec, overwrite: bool, token: str = "") -> Iterator[str]:
+    """Yield where to write; what is complete when the block ends then stands at the destination.
+
+    What an earlier call with the same token has left there stays.
+    """
     folder = folder_of(destination)
     if folder is None:
-        _clear_url(destination, overwrite)
+        _clear_url(destination, overwrite, token)
         yield destination
         return
     _check_folder(folder, source, overwrite)
     work = folder.with_name(folder.name + ".partial")
     try:
-        with _locked(work):
+        with _locked(work, token):
             try:
-                check_space(str(folder.parent), expected_bytes(spec))
+                if not (work / _LEDGER).exists():
+                    check_space(str(folder.parent), expected_bytes(spec))
                 yield str(work)
-                _swap(work, folder)
-            except BaseException:
-                shutil.rmtree(work, ignore_errors=True)
+                folders.swap(work, folder)
+            except BaseException as error:
+                stopped = isinstance(error, (KeyboardInterrupt, TryAgainError, OSError))
+                if not (stopped and (work / _LEDGER).exists()):
+                    shutil.rmtree(work, ignore_errors=True)
                 raise
     except OSError as error:
         remedy = f"{destination}: cannot be written ({error.strerror}); choose another destination"
@@ -247,54 +277,48 @@ def _check_folder(folder: Path, source: str, overwrite: bool) -> None:
         raise UsageError(f"{folder}: exists; choose another destination, or replace it with --overwrite")
 
 
-def _clear_url(url: str, overwrite: bool) -> None:
+def _clear_url(url: str, overwrite: bool, token: str) -> None:
     if exists(url) and not overwrite:
         raise UsageError(f"{url}: exists; choose another destination, or replace it with --overwrite")
     store = Store(url)
+    if _is_of(store, token):
+        return
     # arrays without group metadata are what an interrupted import left
     keys = store.keys()
     if any(not _OURS.match(key) for key in keys):
         raise UsageError(f"{url}: holds other objects; choose a destination that is empty")
+    # the ledger goes first: nobody must go on with a part of what it speaks of if a kill strikes meanwhile
+    store.delete(_LEDGER)
     store.delete_all()
 
 
-_OURS = re.compile(r"zarr\.json$|\d+(/|$)")
+_OURS = re.compile(r"zarr\.json|\.neurokube-import|\d+(/|$)")
+
+
+def _is_of(store: Store, token: str) -> bool:
+    """Whether what is there was written by an earlier call with this token."""
+    return bool(token) and _known(store).get("token") == token
+
+
+def _known(store: Store) -> dict[str, Any]:
+    try:
+        return dict(json.loads(store.read(_LEDGER) or b"{}"))
+    except (ValueError, TypeError):
+        return {}
 
 
 @contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    """Hold an empty folder for this process alone; what an interrupted import left in it goes."""
+def _locked(work: Path, token: str) -> Iterator[None]:
+    """Hold a folder for this process alone; what another import, with another token, has left in it goes."""
     work.mkdir(parents=True, exist_ok=True)
-    handle = os.open(work, os.O_RDONLY)
-    try:
-        _lock(work, handle)
-        entries = list(work.iterdir())
+    with folders.held(work, "import"):
+        entries = sorted(work.iterdir(), key=lambda entry: entry.name != _LEDGER)
         if any(not _OURS.match(entry.name) for entry in entries):
             raise UsageError(f"{work}: is in the way and was not left by an import; move it")
-        for entry in entries:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if not _is_of(Store(str(work)), token):
+            for entry in entries:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         yield
-    finally:
-        os.close(handle)
-
-
-def _lock(work: Path, handle: int) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise TryAgainError(f"{work}: another import is writing to it; wait until it ends") from None
-    except OSError:
-        log.debug("%s: the file system has no locks, going on without", work)
-
-
-def _swap(work: Path, folder: Path) -> None:
-    """Put the complete folder in its place; the old one goes only when the new one stands."""
-    old = folder.with_name(folder.name + ".replaced")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    work.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 # The work
@@ -319,39 +343,71 @@ def _flatter(shape: Vector) -> Vector:
 
 
 class _Writing:
-    """The streaming of one source into one volume."""
+    """The streaming of one source into one volume, of which an earlier call with the same token wrote `known` sections.
 
-    def __init__(self, stack: Source, convert: Conversion, spec: VolumeSpec, url: str, workers: int) -> None:
+    `filled` is how many sections of each resolution are written.
+    """
+
+    def __init__(
+        self, stack: Source, convert: Conversion, spec: VolumeSpec, url: str, workers: int, token: str = ""
+    ) -> None:
         self.stack, self.convert, self.spec, self.workers = stack, convert, spec, workers
         section = prod(spec.shape[1:]) * np.dtype(spec.dtype).itemsize
         self.shard, chunk = slab_layout(spec, section)
         self.create = partial(create, url, spec, shard=self.shard, chunk=chunk, factors=pyramid_factors(spec))
         self.volume = self.create(announce=False)
         self.filled = [0] * len(self.volume.arrays)
+        self.known = 0
+        self.store, self.token = Store(url), token
 
     def run(self, quiet: bool) -> str:
         """Write all resolutions and return the digest of the finest: of its type, shape and bytes."""
         depth, sections = self.shard[0], self.spec.shape[0]
-        slabs = [(z, min(z + depth, sections)) for z in range(0, sections, depth)]
-        digest = hashlib.sha256(f"{self.spec.dtype} {self.spec.shape}".encode())
         with (
             progress(quiet=quiet) as bars,
             _threads(self.workers) as readers,
             _threads(self.workers) as writers,
         ):
             bar = bars.add_task("import", total=sections, unit="sections")
-            coming = self._decode(readers, *slabs[0])
-            for slab, following in zip(slabs, [*slabs[1:], None], strict=True):
-                data = coming()
-                if following is not None:
-                    coming = self._decode(readers, *following)
+            digest = self._take_up()
+            bars.update(bar, completed=self.known)
+            slabs = [(z, min(z + depth, sections)) for z in range(self.known, sections, depth)]
+            coming = None
+            for slab, following in zip(slabs, [*slabs[1:], None], strict=bool(slabs)):
+                data = (coming or self._decode(readers, *slab))()
+                coming = None if following is None else self._decode(readers, *following)
                 hashing = writers.submit(digest.update, data.data)
                 self._write(writers, slab, data)
                 hashing.result()
                 del data
                 self._fill(writers)
+                self._record()
                 bars.update(bar, completed=slab[1])
         return digest.hexdigest()
+
+    def _take_up(self) -> "hashlib._Hash":
+        """Read what an earlier call wrote, note how far it came, and return its digest."""
+        known, depth = _known(self.store), self.shard[0]
+        digest = self._digest()
+        if self.token and known.get("token") == self.token and len(known["filled"]) == len(self.filled):
+            _, ny, nx = self.spec.shape
+            try:
+                for z in range(0, known["filled"][0], depth):
+                    slab = Box((z, 0, 0), (min(z + depth, known["filled"][0]), ny, nx))
+                    digest.update(np.ascontiguousarray(self.volume.read(slab)).data)
+                self.filled, self.known = known["filled"], known["filled"][0]
+            except DataError:
+                # what can no longer be read is written anew
+                digest = self._digest()
+        self._record()
+        return digest
+
+    def _digest(self) -> "hashlib._Hash":
+        return hashlib.sha256(f"{self.spec.dtype} {self.spec.shape}".encode())
+
+    def _record(self) -> None:
+        if self.token:
+            self.store.write_json(_LEDGER, {"token": self.token, "filled": self.filled})
 
     def _decode(self, pool: ThreadPoolExecutor, start: int, stop: int) -> Callable[[], NDArray[Any]]:
         """Start to decode a slab; the result waits for it."""
@@ -406,6 +462,7 @@ class _Writing:
         for z in np.unique(np.linspace(0, self.spec.shape[0] - 1, 5).round().astype(int)).tolist():
             stored = self.volume.read(Box((z, 0, 0), (z + 1, ny, nx)))
             if not np.array_equal(stored, self.convert(self.stack.read(z, z + 1), z)):
+                self.store.delete(_LEDGER)
                 raise TryAgainError(
                     f"{self.volume.url}: section {z} was read back different from {self.stack.path}; "
                     "check the disk, and that nothing changes the source, and import again"
@@ -414,6 +471,7 @@ class _Writing:
     def announce(self, attributes: dict[str, Any]) -> None:
         """Write the metadata that makes a volume of the data."""
         self.create(attributes=attributes)
+        self.store.delete(_LEDGER)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,23 +39,33 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Damage:
-    """Something of a volume that is not as it was written: which voxels of which resolution, and what ails them."""
+    """Something stored that is not as it was written: which voxels of which resolution, and what ails them."""
 
     level: int
     box: Box
     what: str
 
+    def __str__(self) -> str:
+        return f"level {self.level}, voxels {self.box}: {self.what}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {"level": self.level, "voxels": str(self.box), "what": self.what}
+
+
+D_co = TypeVar("D_co", bound=Damage, covariant=True)
+
 
 @dataclass(frozen=True)
-class Checked:
+class Checked(Generic[D_co]):
     """What was found: damage, the bytes that were read, decoded, and what could not be told."""
 
-    damage: tuple[Damage, ...]
+    damage: tuple[D_co, ...]
     bytes: int
     remarks: tuple[str, ...] = ()
 
 
-def check_volume(volume: Volume, *, workers: int = 2, quiet: bool = False) -> Checked:
+def check_volume(volume: Volume, *, workers: int = 2, quiet: bool = False) -> Checked[Damage]:
     """Read all that a volume stores, in bounded memory, and return what cannot be read or is not there.
 
     An object that is absent stands for zeros; it is missing where the next coarser resolution is not zero there, or,

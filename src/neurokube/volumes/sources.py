@@ -47,13 +47,19 @@ _READERS: dict[str, Callable[[Path], Source]] = {
 
 
 def open_source(
-    path: str, dataset: str | None = None, *, allow_gaps: bool = False, channel: int | None = None
+    path: str,
+    dataset: str | None = None,
+    *,
+    allow_gaps: bool = False,
+    channel: int | None = None,
+    labels: bool = False,
 ) -> Source:
     """Open a stack of sections for reading.
 
     `dataset` names the dataset of an HDF5 file, as does `file.h5:path/to/dataset`; it may be left out where
     the file holds a single one of three axes.  Slices of a folder are taken in the order of their numbers,
     which may leave out some only with `allow_gaps`.  `channel` is the one to read of a TIFF that has several.
+    Of `labels` they may be PNG in colours as VAST writes them, red * 65536 + green * 256 + blue.
 
     Raises:
         DataError: where the input is missing, damaged, or cannot be a stack of gray sections.
@@ -73,7 +79,7 @@ def open_source(
         raise UsageError(f"{path}: --channel {channel} is for a TIFF file of several channels only; leave it out")
     with blaming(path):
         if file.is_dir():
-            return _open_folder(file, allow_gaps)
+            return _open_folder(file, allow_gaps, labels)
         if suffix in _TIFF:
             return _open_tiff(file, channel)
         if suffix in hdf5.SUFFIXES:
@@ -93,17 +99,21 @@ def _suffix(file: Path) -> str:
 
 @dataclass(frozen=True)
 class _Slice:
-    """What the header of one slice says: its size (y, x) and type, and (not compared) the voxel size in nm."""
+    """What the header of one slice says: its size (y, x), type, whether colours stand for labels, and the voxel size.
+
+    That is in nm, and not compared.
+    """
 
     size: tuple[int, int]
     dtype: np.dtype[Any]
     voxel_size: Nanometres | None = field(default=None, compare=False)
+    coloured: bool = False
 
     def __str__(self) -> str:
         return f"{by(self.size)} {self.dtype}"
 
 
-def _open_folder(folder: Path, allow_gaps: bool) -> Source:
+def _open_folder(folder: Path, allow_gaps: bool, labels: bool) -> Source:
     files, remarks = _slices_of(folder)
     files = _in_order(folder, files)
     if (missing := _gap(files)) and not allow_gaps:
@@ -112,9 +122,11 @@ def _open_folder(folder: Path, allow_gaps: bool) -> Source:
         remarks.append("no number in the names counts the slices, a missing one could not be noticed")
     if missing:
         remarks.append(f"{missing}, the gap is closed up")
-    first = _probe(files[0])
+    first = _probe(files[0], labels)
+    if first.coloured:
+        remarks.append("colours are taken for labels, red * 65536 + green * 256 + blue, as VAST writes them")
     for file in files[1:]:
-        if (this := _probe(file)) != first:
+        if (this := _probe(file, labels)) != first:
             raise DataError(f"{file}: is {this} but {files[0].name} is {first}; export all slices alike")
     return Source(
         path=str(folder),
@@ -193,11 +205,11 @@ def _gap(files: list[Path]) -> str | None:
     return None
 
 
-def _probe(file: Path) -> _Slice:
+def _probe(file: Path, labels: bool) -> _Slice:
     with blaming(file):
         if file.suffix.lower() in dm.SUFFIXES:
             return _probe_dm(file)
-        return _probe_tiff(file) if file.suffix.lower() in _TIFF else _probe_pillow(file)
+        return _probe_tiff(file) if file.suffix.lower() in _TIFF else _probe_pillow(file, labels)
 
 
 def _probe_tiff(file: Path) -> _Slice:
@@ -216,7 +228,7 @@ def _probe_dm(file: Path) -> _Slice:
     return _Slice(source.shape[1:], source.dtype, source.voxel_size)
 
 
-def _probe_pillow(file: Path) -> _Slice:
+def _probe_pillow(file: Path, labels: bool) -> _Slice:
     with _pillow().open(file) as image:
         # a palette of grays is a way to save space; any other would need a decision of the user
         palette = image.getpalette("RGB") if image.mode == "P" else None
@@ -231,6 +243,10 @@ def _probe_pillow(file: Path) -> _Slice:
             "I": "int32",
             "F": "float32",
         }
+        if image.mode == "RGB" and file.suffix.lower() == ".png":
+            if labels:
+                return _Slice((image.height, image.width), np.dtype("uint32"), coloured=True)
+            raise DataError(f"{file}: is RGB, not gray; {GRAY}, or use --labels where colours are labels, as of VAST")
         if image.mode not in modes:
             raise DataError(f"{file}: is {image.mode}, not gray; {GRAY}")
         return _Slice((image.height, image.width), np.dtype(modes[image.mode]))
@@ -261,6 +277,8 @@ def _decode(file: Path) -> NDArray[Any]:
 def _decode_pillow(file: Path, page: int) -> NDArray[Any]:
     with _pillow().open(file) as image:
         image.seek(page)
+        if image.mode == "RGB":
+            return np.asarray(image) @ np.array((1 << 16, 1 << 8, 1), np.uint32)
         return np.asarray(image.convert("L") if image.mode == "P" else image)
 
 

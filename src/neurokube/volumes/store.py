@@ -310,11 +310,13 @@ class Store:
         with self._faults(key):
             self._kv.write(key, None).result()
 
-    def delete_all(self, prefix: str = "") -> None:
-        """Remove every object whose key starts with `prefix`."""
+    def delete_all(self, prefix: str = "", but: str = "") -> None:
+        """Remove every object whose key starts with `prefix`, or is not `but`."""
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""
+        ranges = [(prefix, but), (but + "\0", end)] if but else [(prefix, end)]
         with self._faults(prefix):
-            self._kv.delete_range(ts.KvStore.KeyRange(prefix, end)).result()
+            for first, last in ranges:
+                self._kv.delete_range(ts.KvStore.KeyRange(first, last)).result()
 
     def read_json(self, key: str) -> Any:
         """Return a JSON object, or None where there is none.

@@ -508,13 +508,27 @@ def open_array(url: str, driver: str = "zarr3", *, still: bool = False, **option
         spec["recheck_cached_data"] = "open"
     try:
         with faults(url):
-            array = ts.open(spec, context=keeping() if still else context()).result()
+            array = _awaited(ts.open(spec, context=keeping() if still else context()), url)
     except ValueError as error:
         raise DataError(
             f"{url}: cannot open the array: {_brief(error)}; restore it, or remove the volume and make it anew"
         ) from None
     _check_sizes(url, array)
     return array
+
+
+_ASKS_AFTER = 4.0
+"""Seconds after which a store in which an array is opened is asked whether it is there at all."""
+
+
+def _awaited(opening: Any, url: str) -> Any:
+    """Wait for an array that is opened: in a bucket that is gone tensorstore would try to create one for ever."""
+    while True:
+        try:
+            return opening.result(timeout=_ASKS_AFTER)
+        except TimeoutError:
+            if url.startswith(("s3://", "gs://")):
+                Store(url).keys(".probe")
 
 
 def _brief(error: Exception) -> str:

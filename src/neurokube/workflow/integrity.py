@@ -2,26 +2,24 @@
 
 import math
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..blocks import Box
 from ..errors import DataError
 from ..progress import progress
 from ..stages import Data, FileOutput, VolumeOutput
 from ..stages.base import Target
 from ..volumes import Store
-from ..volumes.integrity import parallel
+from ..volumes.integrity import Checked, Damage, parallel
 from .plan import PlannedStep
 from .run import Run
 
 
 @dataclass(frozen=True)
-class DamagedBlock:
-    """A block of a step of which something that it stored is damaged: what, and why it is taken for damaged.
+class DamagedBlock(Damage):
+    """Damage of what a block of a step stored, in an object `key`.
 
     `box` is in voxels of the step's grid; `cell` is what the ledger is told to forget.
     """
@@ -29,19 +27,22 @@ class DamagedBlock:
     step: str
     block: int
     cell: int
-    box: Box
     key: str
-    what: str
+
+    def __str__(self) -> str:
+        return f"{self.step} block {self.block}, {self.key}: {self.what}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {"step": self.step, "block": self.block, "object": self.key, **super().as_dict()}
 
 
 @dataclass(frozen=True)
-class CheckedRun:
-    """What was found: damaged objects, how many were looked at, the bytes read, and blocks without a record."""
+class CheckedRun(Checked[DamagedBlock]):
+    """What was found in how many objects, and how many blocks have no record."""
 
-    damage: tuple[DamagedBlock, ...]
-    objects: int
-    bytes: int
-    unfinished: int
+    objects: int = 0
+    unfinished: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def check_run(run: Run, *, workers: int = 2, quiet: bool = False) -> CheckedRun:
                 if what:
                     damage.append(_damaged(step, each, what))
                 bars.advance(bar)
-    return CheckedRun(tuple(damage), objects, read, unfinished)
+    return CheckedRun(tuple(damage), read, objects=objects, unfinished=unfinished)
 
 
 def repair(run: Run, damage: tuple[DamagedBlock, ...]) -> int:
@@ -106,7 +107,8 @@ def _stored(run: Run, step: PlannedStep) -> list[_Stored]:
 
 def _damaged(step: PlannedStep, stored: _Stored, what: str) -> DamagedBlock:
     block = step.blocks.of(stored.owner)
-    return DamagedBlock(step.name, block, stored.owner, step.blocks.box(block), stored.target.key(stored.cell), what)
+    box, target = step.blocks.box(block), stored.target
+    return DamagedBlock(target.level, box, what, step.name, block, stored.owner, target.key(stored.cell))
 
 
 class _Look:
@@ -166,10 +168,5 @@ def as_dict(run: Run, checked: CheckedRun) -> dict[str, Any]:
         "bytes": checked.bytes,
         "unfinished_blocks": checked.unfinished,
         "compute_again": by_step(checked.damage),
-        "damage": list(_rows(checked.damage)),
+        "damage": [each.as_dict() for each in checked.damage],
     }
-
-
-def _rows(damage: tuple[DamagedBlock, ...]) -> Iterator[dict[str, Any]]:
-    for each in damage:
-        yield {"step": each.step, "block": each.block, "voxels": str(each.box), "object": each.key, "what": each.what}

@@ -120,7 +120,7 @@ def test_an_error_midway_leaves_no_file(tmp_path, name, monkeypatch):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_is_replaced_at_the_end_only_and_a_folder_never(tmp_path):
+def test_a_file_is_replaced_at_the_end_only_and_a_folder_of_other_things_never(tmp_path):
     (tmp_path / "a.mrc").write_text("old")
     seen = []
 

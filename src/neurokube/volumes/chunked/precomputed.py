@@ -54,7 +54,7 @@ def make(url: str, spec: VolumeSpec, factors: Sequence[Vector], options: Options
         scales.append(scale)
         arrays.append(_for_writing(url, spec, scale))
     info = {**_multiscale(spec), "@type": "neuroglancer_multiscale_volume", "scales": scales}
-    return Target(url, spec, factors, arrays, {"info": info}, leads, remark)  # type: ignore[arg-type]
+    return Target(url, spec, factors, arrays, {"info": info}, leads, remark, at_once=True)  # type: ignore[arg-type]
 
 
 def _start(spec: VolumeSpec) -> tuple[Vector, tuple[str, ...]]:

@@ -27,6 +27,8 @@ class Target:
 
     `leads` tells for each resolution how many voxels of the next finer one its first voxel lacks, along
     (z, y, x): those of formats whose resolutions all lie on one grid need not start at one of its lines.
+    `at_once` says that a box is written in a transaction: without one tensorstore writes a shard of precomputed
+    again and again, each time with a few chunks more.
     """
 
     url: str
@@ -36,6 +38,7 @@ class Target:
     documents: Documents
     leads: Sequence[Vector] = field(default=())
     remarks: tuple[str, ...] = ()
+    at_once: bool = False
 
     def shape(self, level: int) -> Vector:
         """Return the shape (z, y, x) of a resolution."""
@@ -57,9 +60,18 @@ class Target:
             if "://" in self.url:
                 write_box(self.url, self.arrays[level], box, data)
             else:
-                self.arrays[level][(..., *box.slices)].write(data).result()
+                self.put(level, box, data)
         except (ValueError, OSError) as error:
             raise surroundings(error, self.url) or error from None
+
+    def put(self, level: int, box: Box, voxels: Any) -> None:
+        """Write a box in a folder, of an array or of what is stored elsewhere; errors are those of tensorstore."""
+        array = self.arrays[level]
+        if not self.at_once:
+            array[(..., *box.slices)].write(voxels).result()
+            return
+        with ts.Transaction() as transaction:
+            array.with_transaction(transaction)[(..., *box.slices)].write(voxels).result()
 
     def fill(self, level: int, box: Box) -> None:
         """Compute a box of a resolution (at least 1) from the next finer one, which is complete."""

@@ -1,9 +1,9 @@
 """What writes a file of another tool: a few sections at a time, and whole or not at all."""
 
 import errno
-import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import TryAgainError, UsageError, surroundings
+from ...errors import UsageError, surroundings
+from ..folders import held, lock, swap
 from ..volume import VolumeSpec
 
 BATCH_BYTES = 1 << 25
@@ -54,9 +55,9 @@ class Writer:
     be, the narrowest first; `channels` says whether it holds several.
 
     `write(path, spec, sections)` asks for the sections in order, a few at a time, and returns remarks: what the
-    format does not keep.  It writes to `path` + ".partial" and renames that last, replacing a file but not a folder
-    at `path`.  A folder of slices goes on where an earlier call with the same `spec` and `token` was stopped: give
-    the digest of the content as `token`, or it starts anew.
+    format does not keep.  It writes to `path` + ".partial" and renames that last, replacing a file, or a folder
+    of exported slices, at `path`.  A folder of slices goes on where an earlier call with the same `spec` and `token`
+    was stopped: give the digest of the content as `token`, or it starts anew.
     """
 
     name: str
@@ -109,7 +110,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(work, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(work, handle)
+            lock(work, handle, "export")
             try:
                 os.truncate(handle, 0)
                 yield work
@@ -126,28 +127,46 @@ def whole_file(path: Path) -> Iterator[Path]:
 _NOTE = "export.json"
 """Says, in a folder that is not complete, what it is to become."""
 
+_SLICES = re.compile(r"s\d+\.(tif|png)|segments\.txt|export\.json")
+"""What the folders that are written here hold."""
+
 
 @contextmanager
 def whole_folder(path: Path, spec: VolumeSpec, token: str) -> Iterator[Path]:
     """Yield a folder in which files written by `whole_slice` are kept for the next call if this one is stopped."""
     work = path.with_name(path.name + ".partial")
     with _faults(path):
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise UsageError(f"{path}: exists; choose another destination, or remove it")
+        check_replaced(path, "")
         work.mkdir(parents=True, exist_ok=True)
-        handle = os.open(work, os.O_RDONLY)
-        try:
-            _lock(work, handle)
+        with held(work, "export"):
             _begin(work, json.dumps({"token": token, **asdict(spec)}) if token else "")
             yield work
             _settle(work)
-            if path.exists():
-                path.rmdir()
-            work.rename(path)
+            swap(work, path)
             (path / _NOTE).unlink(missing_ok=True)
             _settle(path.parent)
-        finally:
-            os.close(handle)
+
+
+def check_replaced(path: Path, suffix: str) -> None:
+    """Check that what is at `path` may be replaced, by a file of this suffix or, where it is "", a folder of slices.
+
+    Raises:
+        UsageError: where a folder is there that holds anything but slices as they are written here, or is asked
+            to become a file, or the other way round.
+    """
+    if suffix:
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder and would become a file; choose another destination, or remove it")
+        return
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UsageError(f"{path}: is a file and would become a folder; choose another destination, or remove it")
+    others = sorted(entry.name for entry in path.iterdir() if not _SLICES.fullmatch(entry.name))
+    if others:
+        raise UsageError(
+            f"{path}: exists and holds more than exported slices ({others[0]}); choose another destination"
+        )
 
 
 def _begin(work: Path, note: str) -> None:
@@ -173,17 +192,6 @@ def whole_slice(file: Path) -> Iterator[Path]:
     with work.open("rb") as written:
         os.fsync(written.fileno())
     work.replace(file)
-
-
-def _lock(work: Path, handle: int) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise TryAgainError(f"{work}: another export is writing to it; wait until it ends") from None
-    except OSError:
-        return  # a file system without locks
-    if not work.exists() or not os.path.samestat(work.stat(), os.fstat(handle)):
-        raise TryAgainError(f"{work}: another export has just ended; run again")
 
 
 def _settle(folder: Path) -> None:
