@@ -396,7 +396,9 @@ def main() -> None:
         chosen = [case for case in cases(folder) if options.only in case.name]
         each = -(-options.kills // len(chosen))
         print(
-            "| | kills | calls | ended what was begun | objects compared | failures | s |\n|---|---|---|---|---|---|---|"
+            "| | kills | calls | ended what was begun | objects compared | failures | s |\n"
+            "|---|---|---|---|---|---|---|",
+            flush=True,
         )
         for number, case in enumerate(chosen):
             Killing(case, folder / f"case{number}", chance).run(each)
