@@ -214,7 +214,8 @@ def _pyramid(folder: Path, volume: str) -> Case:
     source = json.dumps(volume)
     workflow = folder / "workflow.yaml"
     workflow.write_text(f"name: run\nworkspace: .\ninputs:\n  image: {{path: {source}}}\nstages:\n  boundaries:\n")
-    subprocess.run([sys.executable, "-m", "neurokube", "run", str(workflow), "-q", "-w", "0"], check=True)
+    command = [sys.executable, "-m", "neurokube", "run", str(workflow), "-q", "-w", "0"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     stored = open_volume(str(folder / BOUNDARIES))
     levels = [stored.read(Box.of(stored.level_shape(k)), k) for k in range(len(stored.arrays))]
     for path in [path for path in folder.glob(f"{BOUNDARIES}/[1-9]*/c/**/*") if path.is_file()]:
@@ -394,7 +395,11 @@ def main() -> None:
         folder = Path(name)
         chosen = [case for case in cases(folder) if options.only in case.name]
         each = -(-options.kills // len(chosen))
-        print("| | kills | calls | resumed | objects compared | failures | s |\n|---|---|---|---|---|---|---|")
+        print(
+            "| | kills | calls | ended what was begun | objects compared | failures | s |\n"
+            "|---|---|---|---|---|---|---|",
+            flush=True,
+        )
         for number, case in enumerate(chosen):
             Killing(case, folder / f"case{number}", chance).run(each)
             print(

@@ -9,6 +9,7 @@ from neurokube.blocks import Box
 from neurokube.viewer import Layer, View, look_at, viewer_state
 from neurokube.viewer.state import contrast
 from neurokube.volumes import Volume, VolumeSpec, create
+from neurokube.volumes.exporting import export_volume
 
 SPEC = VolumeSpec((20, 60, 80), "uint8", (40.0, 8.0, 4.0), offset=(80.0, 160.0, 400.0))
 
@@ -23,6 +24,19 @@ def test_dimensions_are_metres_a_voxel_and_x_comes_first(image: Volume) -> None:
     assert list(state["dimensions"].items()) == [("x", [4e-9, "m"]), ("y", [8e-9, "m"]), ("z", [4e-8, "m"])]
     assert state["position"] == [100 + 39.5, 20 + 29.5, 2 + 9.5]
     assert state["layers"][0]["source"] == "http://here:1/data/image/|zarr3:"
+
+
+@pytest.mark.parametrize(("format", "shifts"), [("n5", [99.5, 19.5, 1.5]), ("precomputed", [-0.5, -0.5, -0.5])])
+def test_n5_and_precomputed_are_moved_to_where_they_lie(
+    image: Volume, tmp_path: Path, format: str, shifts: list[float]
+) -> None:
+    image.write(SPEC.box, np.ones(SPEC.shape, np.uint8))
+    export_volume(image.url, str(tmp_path / "o"), format=format, quiet=True)
+    state = viewer_state([Layer("image", str(tmp_path / "o"), "image")], "http://here:1")
+    source = state["layers"][0]["source"]
+    assert source["url"].endswith("|n5:" if format == "n5" else "|neuroglancer-precomputed:")
+    assert [row[3] for row in source["transform"]["matrix"]] == shifts
+    assert source["transform"]["outputDimensions"] == state["dimensions"]
 
 
 def test_the_view_is_centred_on_the_result_of_a_region(image: Volume, tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def killed(arguments, url, seed):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         kills += 1
+    print(f"{url}: {kills} kills, {len(store.keys())} objects then")
     return kills
 
 
