@@ -165,7 +165,12 @@ def test_a_driver_that_cannot_start_is_told_and_not_left(url):
 
 def test_a_driver_that_has_to_wait_is_left_with_the_reason(url):
     cluster = Detaching()
-    unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "1 Insufficient cpu."}
+    unschedulable = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "1 Insufficient cpu.",
+    }
     cluster.pod = ("Pending", {"conditions": [unschedulable]})
     name, waits = detached(cluster, url)
     why = "1 Insufficient cpu; wait for room, or lower 'resources' in the profile"
