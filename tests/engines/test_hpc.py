@@ -266,14 +266,13 @@ def test_a_dry_run_prints_the_scripts_and_submits_nothing(command, batch_system,
 # jobs that run
 
 
-@pytest.mark.parametrize("kind", ["lsf", "pbs"])
-def test_output_of_jobs_is_that_of_one_process(batch_system, tmp_path, kind):
+def test_output_of_jobs_is_that_of_one_process(batch_system, tmp_path):
     tiny.write_image(tmp_path)
     here, there = tiny.planned(tmp_path, name="here"), tiny.planned(tmp_path, name="there")
     from neurokube.engines import InProcess
 
     execute(here, InProcess(), quiet=True)
-    told = profile(kind, jobs=2, queue="long", stages={"fusion": {"queue": "short", "jobs": 1}})
+    told = profile("pbs", jobs=2, queue="long", stages={"fusion": {"queue": "short", "jobs": 1}})
     execute(there, Hpc(told), quiet=True)
     assert tiny.results(there) == tiny.results(here)
     scripts = [file.read_text() for file in batch_system.glob("*.sh")]
@@ -281,9 +280,8 @@ def test_output_of_jobs_is_that_of_one_process(batch_system, tmp_path, kind):
     assert not list(Path(there.url).glob(".jobs-*"))
 
 
-@pytest.mark.parametrize("kind", ["lsf", "pbs"])
-def test_a_job_that_is_killed_is_replaced(importable, batch_system, tmp_path, kind):
-    with Hpc(profile(kind)) as engine:
+def test_a_job_that_is_killed_is_replaced(importable, batch_system, tmp_path):
+    with Hpc(profile("lsf")) as engine:
         outcomes = []
         for outcome in engine.execute(count, str(tmp_path), "s/s", [Batch(k, k + 1) for k in range(40)], 1):
             if outcome and len(outcomes) == 3:

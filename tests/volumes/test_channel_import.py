@@ -42,7 +42,7 @@ def test_a_channel_is_imported_with_its_voxel_size(tmp_path, command):
     code, said, _ = command(
         "import", tmp_path / "light.tif", tmp_path / "light.zarr", "--channel", 1, "--to-8bit", "0,3999", "--quiet"
     )
-    assert code == 0 and "200x100x100 nm" in said
+    assert code == 0 and "200 x 100 x 100 nm" in said
     volume = open_volume(str(tmp_path / "light.zarr"))
     expected = np.rint(STACK[:, 1] * (255 / 3999)).astype(np.uint8)
     assert np.array_equal(volume.read(volume.spec.box), expected)

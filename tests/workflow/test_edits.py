@@ -204,7 +204,7 @@ def test_edits_written_by_worker_processes_are_those_of_one_process(folder):
     assert segmentation_of(planned(folder, stages=CHAIN)) == from_scratch(folder)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 6))
 def test_any_edits_are_as_from_the_start_and_when_all_are_undone_the_bits_are_as_before(
     finished, tmp_path_factory, seed, count

@@ -8,7 +8,7 @@ from tiny import planned, tissue, write_image
 from neurokube.engines import Batch
 from neurokube.workflow import work
 
-TILE = [8, 128, 128]
+TILE = [16, 96, 96]
 STAGES = {
     "boundaries": {"tile": TILE, "sections": "one by one"},
     "fragments": {"tile": TILE, "sections": "one by one"},
@@ -42,12 +42,12 @@ def peak_by_step(folder, shape):
 
 def test_the_peak_of_a_worker_does_not_grow_with_a_volume_8_times_as_large(tmp_path):
     # the small one is wide enough to have a tile with its halo on every side
-    small = peak_by_step(tmp_path / "small", (16, 384, 384))
-    large = peak_by_step(tmp_path / "large", (32, 768, 768))
+    small = peak_by_step(tmp_path / "small", (16, 288, 288))
+    large = peak_by_step(tmp_path / "large", (32, 576, 576))
     # the last solution alone may grow, with the reduced graph
     del small["multicut/last"], large["multicut/last"]
     # With tiles this small most of it is Python itself, and what the allocator keeps over the first dozens of
-    # blocks is more than a tenth. The larger segmentation has 150 MB: holding on to it would show.
+    # blocks is more than a tenth. The larger segmentation has 85 MB: holding on to it would show.
     noise = 48 << 20
     growth = {
         name: (small[name], large[name]) for name in small if large[name] > max(1.1 * small[name], small[name] + noise)

@@ -82,7 +82,7 @@ def test_objects_are_at_most_as_many_as_planned_and_metadata_and_records_exactly
 
 
 @given(
-    shape=st.tuples(*[st.integers(1, 90)] * 3),
+    shape=st.tuples(*[st.integers(1, 30)] * 3),
     cell=st.tuples(*[st.integers(1, 40)] * 3),
     halo=st.tuples(*[st.integers(0, 20)] * 3),
 )
@@ -228,8 +228,8 @@ def test_a_profile_says_how_many_indexes_and_whether_memory_is_enough(done):
     assert max(step.indexes for step in told.steps) == 5
     assert told.ledger == sum(step.indexes for step in told.steps)
     assert {step.cpus for step in told.steps} == {2.0}
-    assert "graph/edges: needs" in "".join(told.remarks)
-    assert "raise stages.graph.resources.memory" in "".join(told.remarks)
+    (graph,) = (remark for remark in told.remarks if "raise stages.graph.resources.memory" in remark)
+    assert re.match(r"graph/\w+: needs \S+ MB of memory a pod \(\d others? less\), the profile gives 16.8 MB", graph)
 
 
 def test_gpu_hours_are_those_of_the_stages_that_get_gpus(tmp_path):

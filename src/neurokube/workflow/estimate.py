@@ -435,7 +435,7 @@ def _remarks(plan: Plan, steps: tuple[StepEstimate, ...], target: Target) -> tup
             needs.setdefault((name, given), []).append(step)
     for (name, given), short in needs.items():
         most = max(short, key=lambda step: step.memory)
-        others = f" (and {counted(len(short) - 1, 'step')} more less than that)" if short[1:] else ""
+        others = f" ({counted(len(short) - 1, 'other')} less)" if short[1:] else ""
         found.append(
             f"{most.step}: needs {human_bytes(most.memory)} of memory a pod{others}, the profile gives "
             f"{human_bytes(given)}; raise stages.{name}.resources.memory, as a pod that uses more is killed"
