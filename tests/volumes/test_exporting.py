@@ -182,6 +182,20 @@ def test_precomputed_resolutions_lie_on_one_grid(tmp_path):
         assert coarse[z, y, x] == int(np.floor(cell.mean() + 0.5))
 
 
+@pytest.mark.parametrize(
+    ("format", "compression", "why"),
+    [
+        ("n5", "zstd:99", "zstd has levels up to 22"),
+        ("ome-zarr", "gzip:10", "gzip has levels up to 9"),
+        ("tiff", "zstd", "tiff leaves no choice; leave it out"),
+    ],
+)
+def test_compression_that_there_is_not_is_refused(image, tmp_path, format, compression, why):
+    with pytest.raises(UsageError, match=why):
+        export(image, tmp_path / "o", format, compression=compression, levels=1)
+    assert list(tmp_path.iterdir()) == [tmp_path / "image.zarr"]
+
+
 @pytest.mark.parametrize("compression", ["gzip:6", "zstd", "zstd:5", "blosc", "xz", "bzip2", "raw"])
 def test_codecs_of_n5(compression, image, tmp_path):
     export(image, tmp_path / "o", "n5", compression=compression, levels=1)

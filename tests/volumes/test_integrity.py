@@ -251,3 +251,28 @@ def test_other_formats_are_told_and_checked_as_well(whole, tmp_path, format):
     chunk.write_bytes(chunk.read_bytes()[:-40])
     (damage,) = check_volume(open_volume(report.url), quiet=True).damage
     assert damage.level == 0
+
+
+@pytest.mark.parametrize("format", ["ome-zarr", "n5", "precomputed", "paintera"])
+def test_every_format_is_described_and_checked(tmp_path, format):
+    source = make(tmp_path, kind="labels", dtype="uint64")
+    path = tmp_path / "out.n5"
+    export_volume(str(source), str(path), format=format, quiet=True)
+    opened = open_volume(str(path / "labels" if format == "paintera" else path))
+    checked = check_volume(opened, quiet=True)
+    assert checked.damage == () and bool(checked.remarks) == (format == "paintera")
+    told = describe(opened)["levels"][0]
+    assert (told["objects"] is None) == (format == "paintera") and told["codecs"] != "raw"
+
+
+@pytest.mark.parametrize("what", ["shape", "scale"])
+def test_resolutions_that_do_not_fit_each_other_are_found(copied, what):
+    place = copied / ("0/zarr.json" if what == "shape" else "zarr.json")
+    document = json.loads(place.read_text())
+    if what == "shape":
+        document["shape"][0] //= 2
+    else:
+        (multiscale,) = document["attributes"]["ome"]["multiscales"]
+        multiscale["datasets"][1]["coordinateTransformations"][0]["scale"] = [10, 10, 10]
+    place.write_text(json.dumps(document))
+    assert any(d.level == 1 and "correct the metadata" in d.what for d in found(copied))

@@ -245,9 +245,7 @@ def test_a_changed_byte_in_a_shard_is_noticed_and_the_file_named(volume, place):
     data[place] ^= 0xFF
     file.write_bytes(data)
     box = Box((8, 0, 32), (16, 32, 64))
-    assert str(file) in refuse(
-        lambda: open_volume(volume.url).read(box), "restore the file, or delete it and run again"
-    )
+    assert str(file) in refuse(lambda: open_volume(volume.url).read(box), "restore the file, or make the volume anew")
     other = Box((0, 0, 0), (8, 32, 32))
     np.testing.assert_array_equal(open_volume(volume.url).read(other), content(SPEC)[other.slices])
 
@@ -257,6 +255,16 @@ def test_a_truncated_shard_is_noticed_and_the_file_named(volume, kept):
     file = Path(volume.url, "0", "c", "0", "0", "0")
     file.write_bytes(file.read_bytes()[:kept])
     box = Box((0, 0, 0), (8, 32, 32))
-    assert str(file) in refuse(
-        lambda: open_volume(volume.url).read(box), "restore the file, or delete it and run again"
-    )
+    assert str(file) in refuse(lambda: open_volume(volume.url).read(box), "restore the file, or make the volume anew")
+
+
+def test_a_file_and_what_has_not_ended_are_told_from_nothing(tmp_path):
+    (tmp_path / "raw.tif").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"a file, no volume; make .* 'neurokube import \S+raw.tif raw.zarr'"
+    ):
+        open_volume(str(tmp_path / "raw.tif"))
+    (tmp_path / "a.zarr.partial").mkdir()
+    for name in ("a.zarr", "a.zarr.partial"):
+        with pytest.raises(DataError, match="an import or export has not ended; give the same command again"):
+            open_volume(str(tmp_path / name))

@@ -51,7 +51,8 @@ class Resampling(TiledStage):
         if apart(lookup.matrix, lookup.source, lookup.target):
             return [f"'{name}' lies nowhere in '{other}' as it is here: all is 0"]
         what = f"'{name}' covers {_percent(share)} of '{other}'"
-        return [f"{what}; it is 0 elsewhere" if share < 1 else what]
+        hint = "it is 0 elsewhere; if that is less than it should be, check axes, unit and direction of its affine"
+        return [f"{what}; {hint}" if share < 1 else what]
 
     def findings(self, sources: Mapping[str, Source], data: Data) -> list[str]:
         """Say which values became 1 to 255, where they were measured."""

@@ -106,17 +106,22 @@ def export_volume(
         **chosen,
     }
     if format not in MAKERS:
+        if compression is not None:
+            raise UsageError(f"--compression {compression}: {format} leaves no choice; leave it out")
         return _to_file(view, destination, format, _digest(plan), relabel, overwrite, quiet, began)
     place = _Place.of(destination, format, view.spec)
     factors = view.factors(levels)
     token = _digest({**plan, "factors": factors})
     place.check(source, token, overwrite)
-    with place.held(token, overwrite) as work:
-        from .chunked.target import Options
+    from .chunked.target import Options
 
-        whole = region is None and scale == 0 and channel is None
-        kept = {"fingerprint": view.fingerprint} if whole and view.fingerprint else {}
-        target = MAKERS[format](work, view.spec, factors, Options(place.name, compression, kept))
+    whole = region is None and scale == 0 and channel is None
+    kept = {"fingerprint": view.fingerprint} if whole and view.fingerprint else {}
+    options = Options(place.name, compression, kept)
+    # what the format does not take is refused before anything is touched
+    MAKERS[format](f"memory://{token}", view.spec, factors, options)
+    with place.held(token, overwrite) as work:
+        target = MAKERS[format](work, view.spec, factors, options)
         _check_space(place, target, view.spec)
         writing = _Writing(view, target, token, workers)
         resumed = writing.ledger.resumed

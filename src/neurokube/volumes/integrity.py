@@ -84,6 +84,7 @@ def check_volume(volume: Volume, *, workers: int = 2, quiet: bool = False) -> Ch
             if (vast := _vast(volume, level, grid, keys)) is not None:
                 damage.append(vast)
                 continue
+            damage += _contradiction(volume, level)
             bar = bars.add_task(f"level {level}", total=len(grid), unit="shards")
             look = _Look(volume, level, listed=keys is not None)
             for found in parallel(look.shard, (grid.box(k) for k in range(len(grid))), workers):
@@ -134,6 +135,21 @@ def _vast(volume: Volume, level: int, grid: Grid, keys: list[str] | None) -> Dam
         )
     what = f"its shape asks for {count:,} objects, and {len(keys):,} are stored: correct the shape in its metadata"
     return Damage(level, Box.of(volume.level_shape(level)), what)
+
+
+def _contradiction(volume: Volume, level: int) -> list[Damage]:
+    """Return that a resolution has not the shape which its voxel size makes of the finest, if so."""
+    if not volume.voxel_sizes or level == 0:
+        return []
+    shape, finest = volume.level_shape(level), volume.level_shape(0)
+    scale = np.divide(volume.voxel_sizes[level], volume.voxel_sizes[0])
+    expected = np.divide(finest, scale)
+    # what is left over at a far face is kept by some programs and left out by others
+    if (np.abs(expected - shape) <= np.maximum(1, 0.01 * expected)).all():
+        return []
+    made = " x ".join(f"{n:.4g}" for n in expected)
+    what = f"voxels of {' x '.join(f'{f:g}' for f in scale)} of the finest would make {made}: correct the metadata"
+    return [Damage(level, Box.of(shape), what)]
 
 
 @dataclass(frozen=True)

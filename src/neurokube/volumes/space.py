@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import TryAgainError
+from ..words import human_bytes
 from .store import folder_of
 from .volume import Kind, VolumeSpec, pyramid_factors
 
@@ -37,6 +38,6 @@ def check_space(url: str, needed: float) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise TryAgainError(
-            f"{url}: about {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; "
+            f"{url}: about {human_bytes(needed)} are needed and {human_bytes(free)} are free; "
             "free some space or choose another destination"
         )

@@ -19,7 +19,7 @@ def describe(volume: Volume) -> dict[str, Any]:
     """Return what a volume is, and of each resolution its chunks, codecs, objects and bytes, as plain values.
 
     Lengths are in nanometres, axes (z, y, x) or (c, z, y, x).  `objects` and `bytes` are None on a web server, which
-    lists nothing; elsewhere than in a folder bytes are reckoned up from a sample of the objects.
+    lists nothing, and of label multisets.  Elsewhere than in a folder bytes are reckoned up from a sample of objects.
     """
     spec = volume.spec
     return {
@@ -64,6 +64,9 @@ def _level(volume: Volume, level: int) -> dict[str, Any]:
 def objects(volume: Volume, level: int) -> list[str] | None:
     """Return the keys of what is stored of a resolution, below its array; None where the store lists nothing."""
     store = volume.arrays[level].kvstore
+    if store is None:
+        # of label multisets, which are decoded as they are read
+        return None
     try:
         with faults(volume.url):
             found = sorted(key.decode(errors="replace") for key in store.list().result())
@@ -101,6 +104,8 @@ def _size(path: Path) -> int:
 
 def codecs(array: Any) -> str:
     """Return how chunks are stored, in words, as `zstd 1, crc32c`."""
+    if array.kvstore is None:
+        return "label multisets"
     if array.codec is None:
         return "raw"
     return ", ".join(_named(array.codec.to_json())) or "raw"
@@ -108,8 +113,10 @@ def codecs(array: Any) -> str:
 
 def has_checksums(array: Any) -> bool:
     """Whether each chunk carries a checksum, so that any flipped bit of it is found."""
-    # gzip keeps one of its own
-    return any(name in codecs(array) for name in ("crc32c", "gzip"))
+    # gzip keeps one of its own, around the chunks of a shard too
+    metadata = {} if array.kvstore is None else array.spec().to_json().get("scale_metadata", {})
+    coding = (metadata.get("sharding") or {}).get("data_encoding", "")
+    return any(name in f"{codecs(array)} {coding}" for name in ("crc32c", "gzip"))
 
 
 def _named(codec: Any) -> Iterator[str]:

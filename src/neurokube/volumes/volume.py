@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
@@ -125,7 +126,7 @@ class Volume:
         except ValueError as error:
             raise surroundings(error, self.url) or DataError(
                 f"{self.url}: cannot read voxels {box}: {_brief(error)}; "
-                "restore the file, or delete it and run again to compute it anew"
+                "restore the file, or make the volume anew: of a run 'neurokube check RUN --repair' does"
             ) from None
 
     def _doubt(self, level: int, voxels: NDArray[Any]) -> None:
@@ -345,8 +346,7 @@ def open_volume(url: str, *, still: bool = False) -> Volume:
     if group is None and Store(url).read("run.json") is not None:
         raise DataError(f"{url}: a run, not a volume; name one in it, as {join(url, 'segmentation', 'segmentation')}")
     if group is None:
-        told = "no zarr.json, .zattrs, attributes.json or info"
-        raise DataError(f"{url}: no volume there ({told}); make one with 'neurokube import SOURCE {url}'")
+        raise DataError(f"{url}: {_no_volume(url)}")
     where = f"{url}/zarr.json"
     with _legible(where):
         ome, ours = group["attributes"]["ome"], dict(group["attributes"].get("neurokube") or {})
@@ -564,3 +564,14 @@ def ome_metadata(url: str, spec: VolumeSpec, factors: Sequence[Vector]) -> dict[
     if spec.kind == "labels":
         ome["image-label"] = {}
     return ome
+
+
+def _no_volume(url: str) -> str:
+    """Return why there is no volume at a URL, and what to do."""
+    path = Path(url)
+    if path.is_file():
+        return f"a file, no volume; make one of it with 'neurokube import {url} {path.stem}.zarr'"
+    if url.rstrip("/").endswith(".partial") or Path(f"{url.rstrip('/')}.partial").exists():
+        return "no volume there yet: an import or export has not ended; give the same command again to go on"
+    told = "no zarr.json, .zattrs, attributes.json or info"
+    return f"no volume there ({told}); make one with 'neurokube import SOURCE DESTINATION'"

@@ -19,6 +19,7 @@ from ..engines import InProcess
 from ..stages import VolumeOutput
 from ..stages.base import SINGLE
 from ..stages.network import NetworkStage
+from ..volumes.space import SHARE
 from ..words import counted, human_bytes
 from . import figures
 from .plan import Plan, PlannedStage, PlannedStep
@@ -344,13 +345,19 @@ def level(name: str) -> tuple[str, int]:
 def _stored(step: PlannedStep, uncompressed: int) -> Range:
     """Return what a step stores by figures of other tissue; of volumes never more than before compression."""
     kind = step.planned.stage.kind
-    share = figures.expected(figures.SHARES.get(kind))
+    share = figures.expected(figures.SHARES[kind]) if kind in figures.SHARES else _guess(step)
     volume = Range(share.low, share.likely, min(1.0, share.high)).times(uncompressed)
     tables = sum(len(t.grid) for t in step.step.targets if not isinstance(t.output, VolumeOutput))
     if not tables:
         return volume
     rows = figures.expected(figures.TABLES.get(f"{kind}/{level(step.step.name)[0]}")).times(amount_of(step))
     return volume + rows + exactly(figures.HEADER * tables)
+
+
+def _guess(step: PlannedStep) -> Range:
+    """Return the share that is kept of volumes of whose kind of stage nobody measured it."""
+    kinds = [t.output.spec.kind for t in step.step.targets if isinstance(t.output, VolumeOutput)]
+    return Range(0.0, max((SHARE[kind] for kind in kinds), default=0.0), 1.0)
 
 
 def _memory(step: PlannedStep, measured: Timing | None) -> int:

@@ -122,13 +122,19 @@ class Options:
         """Return the codec and its level; `levels` has the usual ones, the first stands where none is asked for.
 
         Raises:
-            UsageError: where the format has no such codec.
+            UsageError: where the format has no such codec, or the codec no such level.
         """
         name, _, level = (self.compression or next(iter(levels))).partition(":")
         if name not in levels or (level and not (levels[name] is not None and level.isdigit())):
             known = ", ".join(f"{k}:LEVEL" if v is not None else k for k, v in levels.items())
             raise UsageError(f"--compression {self.compression}: this format has {known}")
+        if level and int(level) > _MOST[name]:
+            raise UsageError(f"--compression {self.compression}: {name} has levels up to {_MOST[name]}")
         return name, int(level) if level else levels[name]
+
+
+_MOST = {"zstd": 22, "blosc": 9, "gzip": 9, "xz": 9, "bzip2": 9}
+"""The highest level of each codec."""
 
 
 def steps(factors: Sequence[Vector]) -> list[Vector]:
