@@ -170,7 +170,11 @@ def test_a_bucket_that_is_gone_midway_costs_nothing(format, sources, bucket, mon
             export_volume(sources["image"], url, format=format, quiet=True, overwrite=True)
         except (TryAgainError, DataError) as error:
             said += 1
-            known = ("no such bucket: create it, or correct the name", "is gone, or can no longer be read")
+            known = (
+                "no such bucket: create it, or correct the name",
+                "is gone, or can no longer be read",
+                "does not exist",
+            )
             assert "\n" not in str(error) and any(words in str(error) for words in known)
         finally:
             bucket.gone_after = None

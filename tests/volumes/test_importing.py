@@ -131,7 +131,8 @@ def test_memory_does_not_grow_with_the_volume(tmp_path):
             h5.create_dataset("raw", data=section.repeat(depth, 0), chunks=(8, 256, 256), compression="lzf")
         command = [sys.executable, "-c", MEASURE, tmp_path / f"{depth}.h5", tmp_path / f"{depth}.zarr"]
         peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    assert peaks[1] <= 1.1 * peaks[0]
+    # of 201 MB more; what threads have at hand is a matter of chance
+    assert peaks[1] <= 1.1 * peaks[0] + 16_000
 
 
 @pytest.mark.skipif(not (SHARED / "fib25").exists(), reason="the fib25 data set is not here")

@@ -260,9 +260,7 @@ def test_a_truncated_shard_is_noticed_and_the_file_named(volume, kept):
 
 def test_a_file_and_what_has_not_ended_are_told_from_nothing(tmp_path):
     (tmp_path / "raw.tif").write_bytes(b"")
-    with pytest.raises(
-        DataError, match=r"a file, no volume; make .* 'neurokube import \S+raw.tif raw.zarr'"
-    ):
+    with pytest.raises(DataError, match=r"a file, no volume; make .* 'neurokube import \S+raw.tif raw.zarr'"):
         open_volume(str(tmp_path / "raw.tif"))
     (tmp_path / "a.zarr.partial").mkdir()
     for name in ("a.zarr", "a.zarr.partial"):

@@ -229,7 +229,7 @@ def test_a_profile_says_how_many_indexes_and_whether_memory_is_enough(done):
     assert told.ledger == sum(step.indexes for step in told.steps)
     assert {step.cpus for step in told.steps} == {2.0}
     (graph,) = (remark for remark in told.remarks if "raise stages.graph.resources.memory" in remark)
-    assert re.match(r"graph/\w+: needs \S+ MB of memory a pod \(\d others? less\), the profile gives 16.8 MB", graph)
+    assert re.match(r"graph/\w+: needs \S+ [MG]B of memory a pod \(\d others? less\), the profile gives 16.8 MB", graph)
 
 
 def test_gpu_hours_are_those_of_the_stages_that_get_gpus(tmp_path):
