@@ -84,7 +84,7 @@ def check_volume(volume: Volume, *, workers: int = 2, quiet: bool = False) -> Ch
             if (vast := _vast(volume, level, grid, keys)) is not None:
                 damage.append(vast)
                 continue
-            damage += _contradiction(volume, level)
+            damage += [] if damage else _contradiction(volume, level)
             bar = bars.add_task(f"level {level}", total=len(grid), unit="shards")
             look = _Look(volume, level, listed=keys is not None)
             for found in parallel(look.shard, (grid.box(k) for k in range(len(grid))), workers):
@@ -144,8 +144,8 @@ def _contradiction(volume: Volume, level: int) -> list[Damage]:
     shape, finest = volume.level_shape(level), volume.level_shape(0)
     scale = np.divide(volume.voxel_sizes[level], volume.voxel_sizes[0])
     expected = np.divide(finest, scale)
-    # what is left over at a far face is kept by some programs and left out by others
-    if (np.abs(expected - shape) <= np.maximum(1, 0.01 * expected)).all():
+    # a voxel at either face may be kept, or left out, that the finest has only a part of
+    if (np.abs(expected - shape) <= np.maximum(2, 0.01 * expected)).all():
         return []
     made = " x ".join(f"{n:.4g}" for n in expected)
     what = f"voxels of {' x '.join(f'{f:g}' for f in scale)} of the finest would make {made}: correct the metadata"
