@@ -84,7 +84,7 @@ def check_volume(volume: Volume, *, workers: int = 2, quiet: bool = False) -> Ch
             if (vast := _vast(volume, level, grid, keys)) is not None:
                 damage.append(vast)
                 continue
-            damage += [] if damage else _contradiction(volume, level)
+            damage += _contradiction(volume, level)
             bar = bars.add_task(f"level {level}", total=len(grid), unit="shards")
             look = _Look(volume, level, listed=keys is not None)
             for found in parallel(look.shard, (grid.box(k) for k in range(len(grid))), workers):
