@@ -1,5 +1,7 @@
 """A driver as its command line starts it, whose cluster is in memory: python driver.py run WORKFLOW --metrics 0"""
 
+import faulthandler
+import signal
 import time
 
 from seen import Seen, computed, mishaps
@@ -23,5 +25,7 @@ def engine(*_: object) -> Kubernetes:
 
 
 if __name__ == "__main__":
+    # where it hangs, it can be asked where
+    faulthandler.register(signal.SIGUSR1)
     cli._cluster = engine
     cli.main()

@@ -241,6 +241,12 @@ def test_a_driver_that_ends_with_blocks_left_is_missed(tmp_path):
         until(lambda: "no run", lambda: api.data("neurokube_run_info and on (run) neurokube_blocks_done"))
         assert api.data(gone) == []
         process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(PATIENCE / 2)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGUSR1)
+            # once more is at once
+            process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 85, (tmp_path / "log").read_text()
         assert until(lambda: gone, lambda: api.data(gone))[0]["metric"]["run"].startswith("tissue-")
 
