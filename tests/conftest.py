@@ -31,3 +31,19 @@ def command(capsys, monkeypatch) -> Iterator[Callable[..., tuple[int, str, str]]
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """A bucket that holds all conditions; change it to make it another."""
+    from s3_server import Bucket, serving
+
+    from neurokube.volumes import store as stores
+
+    bucket = Bucket()
+    with serving(bucket) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        monkeypatch.setattr(stores, "_HELD", {})
+        yield bucket

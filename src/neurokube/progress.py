@@ -91,8 +91,7 @@ def _lines(bars: Progress) -> Iterator[None]:
 
     def tell(last: bool = False) -> None:
         for task in bars.tasks:
-            when, completed = shown.get(task.id, (bars.get_time(), -1.0))
-            shown.setdefault(task.id, (when, completed))
+            when, completed = shown.setdefault(task.id, (bars.get_time(), -1.0))
             due = last or task.finished or bars.get_time() - when >= LINE_EVERY
             if due and task.completed != completed:
                 shown[task.id] = (bars.get_time(), task.completed)

@@ -11,7 +11,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-from s3_server import Bucket, serving
 from web_server import Plain, Ranged, web
 
 from neurokube.blocks import Box
@@ -33,18 +32,6 @@ def made(url):
     volume = create(url, SPEC, shard=(32, 32, 32), chunk=(16, 16, 16))
     volume.write(SPEC.box, voxels())
     return volume
-
-
-@pytest.fixture
-def s3(monkeypatch):
-    """A bucket that holds all conditions; change it to make it another."""
-    bucket = Bucket()
-    with serving(bucket) as endpoint:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        monkeypatch.setattr(stores, "_HELD", {})
-        yield bucket
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorstore as ts
-from s3_server import Bucket, serving
 from web_server import Ranged, web
 
 from neurokube.blocks import Box
@@ -34,17 +33,6 @@ def made(url, data=None):
     volume = create(url, SPEC, shard=(32, 32, 32), chunk=(16, 16, 16))
     volume.write(SPEC.box, voxels() if data is None else data)
     return volume
-
-
-@pytest.fixture
-def s3(monkeypatch):
-    bucket = Bucket()
-    with serving(bucket) as endpoint:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        monkeypatch.setattr(stores, "_HELD", {})
-        yield bucket
 
 
 @contextmanager

@@ -8,28 +8,15 @@ import time
 
 import numpy as np
 import pytest
-from s3_server import Bucket, serving
 from tiny import STAGES, TILE, planned, records, results, write_image, write_workflow
 
 from neurokube.engines import Batch, InProcess
 from neurokube.errors import TryAgainError
 from neurokube.volumes import Store
-from neurokube.volumes import store as stores
 from neurokube.workflow import Run, execute, work
 from neurokube.workflow.integrity import check_run
 
 CHAIN = {name: STAGES[name] for name in ("boundaries", "fragments", "graph")}
-
-
-@pytest.fixture
-def s3(monkeypatch):
-    bucket = Bucket()
-    with serving(bucket) as endpoint:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        monkeypatch.setattr(stores, "_HELD", {})
-        yield bucket
 
 
 @pytest.fixture

@@ -198,7 +198,7 @@ class _Lookup:
         values = volume.read(crop)
         y, x = np.ix_(*(np.arange(a, b) for a, b in zip(box.start[1:], box.stop[1:], strict=True)))
         out = np.empty(box.shape, values.dtype)
-        for k, z in enumerate(range(*(box.start[0], box.stop[0]))):
+        for k, z in enumerate(range(box.start[0], box.stop[0])):
             # section by section: three indices a voxel take more memory than the voxel
             index = []
             for row, first, n in zip(self.matrix, crop.start, crop.shape, strict=True):
